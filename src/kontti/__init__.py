@@ -1,0 +1,20 @@
+"""kontti: containerd in Python. ``from kontti import Engine`` is the library; the daemon is the same engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kontti.engine.engine import Engine as Engine
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # quick commands import kontti.cmd without paying for the engine
+    if name == "Engine":
+        from kontti.engine.engine import Engine
+
+        return Engine
+    raise AttributeError(name)
