@@ -1,4 +1,4 @@
-"""kontti: containerd in Python. ``from kontti import Engine`` is the library; the daemon is the same engine."""
+"""kontti: containerd in Python. ``from kontti import Engine`` is the library form of it."""
 
 from __future__ import annotations
 

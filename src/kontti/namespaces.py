@@ -12,14 +12,14 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Where a request acts: its namespace and, if it named one, the lease that keeps what it makes."""
+    """Where a request acts: its namespace and, if it named one, the lease for what it makes."""
 
     namespace: str
     lease: str = ""
 
     @classmethod
     def of(cls, namespace: str, lease: str = "") -> Scope:
-        """A checked scope; raises FailedPrecondition without a namespace, InvalidArgument for a bad one."""
+        """A checked scope; FailedPrecondition with no namespace, InvalidArgument for a bad one."""
         if not namespace:
             raise FailedPrecondition("namespace is required")
         return cls(check_identifier(namespace, "namespace"), lease)

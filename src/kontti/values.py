@@ -1,4 +1,4 @@
-"""Values of the domain: frozen, and valid once built. Times are integers: nanoseconds since the epoch, UTC."""
+"""Values of the domain: frozen, and valid once built. Times are ns since the epoch, UTC."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount(2) to make: containerd.types.Mount. ``target`` is relative to the root it is made under."""
+    """One mount(2) to make (containerd.types.Mount); ``target`` is relative to its root."""
 
     type: str
     source: str
@@ -110,7 +110,9 @@ def check_identifier(text: str, what: str = "identifier") -> str:
     if not text:
         raise InvalidArgument(f"{what} must not be empty")
     if len(text) > _MAX_ID:
-        raise InvalidArgument(f"{what} {text[:80]!r} greater than maximum length ({_MAX_ID} characters)")
+        raise InvalidArgument(
+            f"{what} {text[:80]!r} greater than maximum length ({_MAX_ID} characters)"
+        )
     if not _ID.fullmatch(text):
         raise InvalidArgument(f"{what} {text!r} must match {_ID.pattern}")
     return text
@@ -129,7 +131,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
 def merge_labels(
     old: Mapping[str, str], new: Mapping[str, str], paths: Sequence[str]
 ) -> dict[str, str]:
-    """Labels after an update with field mask ``paths``: ``labels`` replaces all, ``labels.KEY`` one.
+    """Labels after an update with mask ``paths``: ``labels`` replaces all, ``labels.KEY`` one.
 
     A key that is masked and has an empty value is removed, as containerd does.
     """

@@ -25,7 +25,7 @@ class Applier(Protocol):
     def apply(
         self, layer: Descriptor, mounts: Sequence[Mount], sync_fs: bool = False
     ) -> Descriptor:
-        """Extract the blob ``layer`` over ``mounts``; gives the uncompressed tar's media type, digest and size.
+        """Extract the blob ``layer`` over ``mounts``; gives the uncompressed tar's descriptor.
 
         Raises Unimplemented for an unknown media type, InvalidArgument for a malformed or hostile
         layer, NotFound without the blob, FailedPrecondition when the bytes are not the digest's.

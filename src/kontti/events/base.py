@@ -43,6 +43,8 @@ class Exchange(Publisher, Protocol):
         self, filters: Sequence[str], deliver: Callable[[Envelope], None]
     ) -> Subscription:
         """Call ``deliver`` (from the publisher's thread; it must not block) for each event that
-        matches any filter, or every one where there are none. Raises InvalidArgument for a bad filter.
+        matches any filter, or every one where there are none.
+
+        Raises InvalidArgument for a bad filter.
         """
         ...

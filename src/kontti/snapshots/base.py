@@ -49,7 +49,7 @@ class Usage:
 
 
 class Snapshotter(Protocol):
-    """Raises NotFound for unknown keys, AlreadyExists for taken ones, FailedPrecondition for wrong kinds."""
+    """Raises NotFound for unknown keys, AlreadyExists for taken ones, else FailedPrecondition."""
 
     def stat(self, key: str) -> Info: ...
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info: ...

@@ -1,0 +1,75 @@
+"""Times whole client commands, interleaved between the two daemons."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.support.daemons import DEBIAN_CTR, Daemon
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per round: ours, theirs. ``ratio`` is theirs over ours: how many times as fast."""
+
+    name: str
+    command: str
+    target: float
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(t / o for o, t in zip(self.ours, self.theirs, strict=True))
+
+
+def interleaved(
+    name: str,
+    command: str,
+    target: float,
+    rounds: int,
+    measure: Callable[[Daemon, int], float],
+    daemons: tuple[Daemon, Daemon],
+) -> Comparison:
+    """``measure(daemon, round)`` in turn on ours and theirs, after a round that does not count."""
+    ours, theirs = daemons
+    pairs = []
+    for number in range(rounds + 1):
+        first, second = (ours, theirs) if number % 2 else (theirs, ours)
+        seconds = {first.kind: measure(first, number), second.kind: measure(second, number)}
+        if number:
+            pairs.append((seconds[ours.kind], seconds[theirs.kind]))
+    return Comparison(name, command, target, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+
+
+def timed(daemon: Daemon, *args: str) -> float:
+    """Wall seconds of one ``ctr`` (Debian's, whichever the daemon); raises where it fails."""
+    start = time.perf_counter()
+    subprocess.run(
+        [DEBIAN_CTR, "--address", daemon.address, *args],
+        check=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - start
+
+
+def timed_together(daemon: Daemon, commands: Sequence[Sequence[str]]) -> float:
+    """Wall seconds until all of ``commands``, started at once, have ended well."""
+    start = time.perf_counter()
+    running = [
+        subprocess.Popen(
+            [DEBIAN_CTR, "--address", daemon.address, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for args in commands
+    ]
+    codes = [process.wait(300) for process in running]
+    if any(codes):
+        raise RuntimeError(f"{daemon.kind}: exit codes {codes}")
+    return time.perf_counter() - start

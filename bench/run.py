@@ -1,0 +1,117 @@
+"""``make bench``: kontti against Debian's containerd, interleaved. Writes bench/RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support import daemons, images
+from tests.support.daemons import Daemon
+
+from bench.fixtures import fresh_ext4, many_files_layer
+from bench.measure import Comparison, interleaved, timed, timed_together
+from bench.report import render
+
+SMALL = "docker.io/library/busybox:bench"
+LARGE = "docker.io/library/files:bench"
+RESULTS = Path(__file__).with_name("RESULTS.md")
+Pair = tuple[Daemon, Daemon]
+
+
+def run_one(pair: Pair, rounds: int) -> Comparison:
+    def measure(daemon: Daemon, number: int) -> float:
+        return timed(daemon, "run", "--rm", SMALL, f"one-{number}", "true")
+
+    command = "ctr run --rm IMAGE ID true"
+    return interleaved("one container, start to end", command, 2.0, rounds, measure, pair)
+
+
+def run_ten(pair: Pair, rounds: int) -> Comparison:
+    def measure(daemon: Daemon, number: int) -> float:
+        lines = [("run", "--rm", SMALL, f"ten-{number}-{i}", "true") for i in range(10)]
+        return timed_together(daemon, lines)
+
+    command = "ten times `ctr run --rm IMAGE ID true` at once"
+    return interleaved("ten containers at a time", command, 2.5, rounds, measure, pair)
+
+
+def import_large(pair: Pair, rounds: int, archive: Path) -> Comparison:
+    def measure(daemon: Daemon, _number: int) -> float:
+        seconds = timed(daemon, "images", "import", str(archive))
+        timed(daemon, "images", "rm", "--sync", LARGE)
+        subprocess.run(["sync"], check=True)
+        return seconds
+
+    command = f"ctr images import files.tar ({archive.stat().st_size >> 20} MiB)"
+    return interleaved("import of 250 MB in 30,000 files", command, 2.0, rounds, measure, pair)
+
+
+def machine() -> str:
+    """What this ran on, in one line."""
+    with open("/proc/cpuinfo") as cpuinfo:
+        cpus = [
+            line.partition(": ")[2].strip() for line in cpuinfo if line.startswith("model name")
+        ]
+    with open("/proc/meminfo") as meminfo:
+        memory = int(meminfo.readline().split()[1]) >> 20
+    return (
+        f"{len(cpus)} cores ({cpus[0] if cpus else platform.machine()}), {memory} GiB, "
+        f"Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def version_of(*argv: str) -> str:
+    """The first line that a program prints of itself."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[0].strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of the quick comparisons")
+    parser.add_argument("--imports", type=int, default=5, help="rounds of the import")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kontti-bench-", dir="/var/tmp") as temporary:
+        base = Path(temporary)
+        print("making the images")
+        small, large = base / "small.tar", base / "large.tar"
+        small.write_bytes(images.archive(images.build(), SMALL))
+        large.write_bytes(images.archive(images.build([many_files_layer()]), LARGE))
+        with fresh_ext4(base) as disk:
+            results = compare(disk, small, large, options)
+    peers = [
+        version_of("containerd", "--version"),
+        version_of("runc", "--version"),
+        version_of("crun", "--version"),
+    ]
+    RESULTS.write_text(render(results, machine(), peers))
+    print(RESULTS.read_text())
+
+
+def compare(disk: Path, small: Path, large: Path, options: argparse.Namespace) -> list[Comparison]:
+    """All comparisons, with both daemons up on ``disk``."""
+    with (
+        daemons.running("kontti", disk / "kontti") as ours,
+        daemons.running("containerd", disk / "containerd") as theirs,
+    ):
+        pair = (ours, theirs)
+        for daemon in pair:
+            timed(daemon, "images", "import", str(small))
+        results = []
+        print("one container at a time")
+        results.append(run_one(pair, options.rounds))
+        print("ten at a time")
+        results.append(run_ten(pair, max(3, options.rounds // 4)))
+        print("import")
+        results.append(import_large(pair, options.imports, large))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""containerd.services.content.v1.Content."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from google.protobuf.empty_pb2 import Empty
+
+from kontti.api.services.content.v1 import content_pb2 as pb
+from kontti.content.base import Info, Status, Store, Writer
+from kontti.errors import InvalidArgument, OutOfRange
+from kontti.metadata.base import Metadata
+from kontti.services import convert
+from kontti.services.rpc import Bridge, Context, batches, scope_of
+from kontti.values import Digest
+
+PAGE = 100
+CHUNK = 1 << 20
+
+
+class ContentService:
+    """Adapts the content store of the caller's namespace."""
+
+    def __init__(self, metadata: Metadata, bridge: Bridge) -> None:
+        self._metadata = metadata
+        self._call = bridge.call
+
+    def _store(self, context: Context) -> Store:
+        return self._metadata.content(scope_of(context))
+
+    async def info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
+        info = await self._call(self._store(context).info, Digest.parse(request.digest))
+        return pb.InfoResponse(info=_info_to_proto(info))
+
+    async def update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        wanted = Info(Digest.parse(request.info.digest), 0, labels=dict(request.info.labels))
+        info = await self._call(
+            self._store(context).update, wanted, list(request.update_mask.paths)
+        )
+        return pb.UpdateResponse(info=_info_to_proto(info))
+
+    async def list(
+        self, request: pb.ListContentRequest, context: Context
+    ) -> AsyncIterator[pb.ListContentResponse]:
+        store, filters = self._store(context), list(request.filters)
+        for page in batches(await self._call(lambda: list(store.walk(filters))), PAGE):
+            yield pb.ListContentResponse(info=[_info_to_proto(i) for i in page])
+
+    async def delete(self, request: pb.DeleteContentRequest, context: Context) -> Empty:
+        await self._call(self._store(context).delete, Digest.parse(request.digest))
+        return Empty()
+
+    async def read(
+        self, request: pb.ReadContentRequest, context: Context
+    ) -> AsyncIterator[pb.ReadContentResponse]:
+        store = self._store(context)
+        reader = await self._call(store.reader, Digest.parse(request.digest))
+        try:
+            offset, end = _range(request.offset, request.size, reader.size)
+            while offset < end:
+                data = await self._call(reader.read_at, offset, min(CHUNK, end - offset))
+                yield pb.ReadContentResponse(offset=offset, data=data)
+                offset += len(data)
+        finally:
+            reader.close()
+
+    async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        status = await self._call(self._store(context).status, request.ref)
+        return pb.StatusResponse(status=_status_to_proto(status))
+
+    async def list_statuses(
+        self, request: pb.ListStatusesRequest, context: Context
+    ) -> pb.ListStatusesResponse:
+        found = await self._call(self._store(context).list_statuses, list(request.filters))
+        return pb.ListStatusesResponse(statuses=[_status_to_proto(s) for s in found])
+
+    async def abort(self, request: pb.AbortRequest, context: Context) -> Empty:
+        await self._call(self._store(context).abort, request.ref)
+        return Empty()
+
+    async def write(
+        self, requests: AsyncIterator[pb.WriteContentRequest], context: Context
+    ) -> AsyncIterator[pb.WriteContentResponse]:
+        store = self._store(context)
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        if not first.ref:
+            raise InvalidArgument("first message must have a reference")
+        writer = await self._call(store.writer, first.ref, first.total, first.expected)
+        session = _Session(writer, first.ref, first.total, first.expected)
+        try:
+            yield await self._call(session.answer, first)
+            if first.action == pb.COMMIT:
+                return
+            async for request in requests:
+                yield await self._call(session.answer, request)
+                if request.action == pb.COMMIT:
+                    return
+        finally:
+            await self._call(writer.close)
+
+
+@dataclass(slots=True)
+class _Session:
+    """One Write stream: what was said so far of the ingest's ref, size and digest."""
+
+    writer: Writer
+    ref: str
+    total: int
+    expected: str
+
+    def answer(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
+        self._note(request)
+        status = self.writer.status()
+        offset = status.offset
+        digest = ""
+        if request.action != pb.STAT:
+            offset = self._append(request, offset)
+        if request.action == pb.COMMIT:
+            digest = self.writer.commit(self.total, self.expected, dict(request.labels))
+        elif request.action == pb.STAT:
+            digest = self.writer.digest()
+        return pb.WriteContentResponse(
+            action=request.action,
+            started_at=convert.timestamp(status.started_at),
+            updated_at=convert.timestamp(status.updated_at),
+            offset=offset,
+            total=self.total,
+            digest=digest,
+        )
+
+    def _note(self, request: pb.WriteContentRequest) -> None:
+        if request.ref and request.ref != self.ref:
+            raise InvalidArgument(f"ref cannot change during a write: {request.ref!r}")
+        if request.total > 0:
+            if self.total > 0 and request.total != self.total:
+                raise InvalidArgument(f"commit size: {request.total} doesn't match {self.total}")
+            self.total = request.total
+        if request.expected:
+            if self.expected and request.expected != self.expected:
+                raise InvalidArgument(
+                    f"commit digest {request.expected} doesn't match {self.expected}"
+                )
+            self.expected = Digest.parse(request.expected)
+
+    def _append(self, request: pb.WriteContentRequest, offset: int) -> int:
+        if request.offset > 0 and request.offset != offset:
+            raise OutOfRange(f"write @{request.offset} must occur at current offset {offset}")
+        if request.offset == 0 and offset > 0:
+            self.writer.truncate(0)
+            offset = 0
+        if request.data:
+            offset += self.writer.write(request.data)
+        return offset
+
+
+def _range(offset: int, size: int, total: int) -> tuple[int, int]:
+    """The half-open range that a read asks for; raises OutOfRange."""
+    if offset < 0 or offset > total:
+        raise OutOfRange(f"read past object length {total} bytes")
+    if size <= 0:
+        return offset, total
+    if offset + size > total:
+        raise OutOfRange(f"read past object length {total} bytes")
+    return offset, offset + size
+
+
+def _info_to_proto(info: Info) -> pb.Info:
+    return pb.Info(
+        digest=info.digest,
+        size=info.size,
+        created_at=convert.timestamp(info.created_at),
+        updated_at=convert.timestamp(info.updated_at),
+        labels=dict(info.labels),
+    )
+
+
+def _status_to_proto(status: Status) -> pb.Status:
+    return pb.Status(
+        ref=status.ref,
+        offset=status.offset,
+        total=status.total,
+        expected=status.expected,
+        started_at=convert.timestamp(status.started_at),
+        updated_at=convert.timestamp(status.updated_at),
+    )
