@@ -8,8 +8,7 @@ InvalidArgument and nothing else; unknown fields are skipped.
 
 from __future__ import annotations
 
-from struct import Struct
-from struct import error as StructError
+import struct
 
 from kontti.errors import InvalidArgument
 
@@ -163,7 +162,7 @@ class _Fixed(Kind):
     __slots__ = ("_struct", "wire")
 
     def __init__(self, form: str) -> None:
-        self._struct = Struct(form)
+        self._struct = struct.Struct(form)
         self.wire = FIXED64 if self._struct.size == 8 else FIXED32
 
     def default(self) -> Value:
@@ -178,7 +177,7 @@ class _Fixed(Kind):
     def put_value(self, out: bytearray, value: Value) -> None:
         try:
             out += self._struct.pack(value)
-        except (StructError, OverflowError) as error:
+        except (struct.error, OverflowError) as error:
             raise Malformed(str(error)) from None
 
     def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:

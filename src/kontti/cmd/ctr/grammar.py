@@ -1,0 +1,246 @@
+"""ctr's command line: Go's flag grammar as tables and one parser. Imports nothing slow.
+
+``-x``, ``--x``, ``-x=v`` and ``-x v`` are the same flag. A command that runs something stops at its
+first argument, so that what follows belongs to the container.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Value = bool | str | int | float | list[str]
+
+BOOL, STRING, LIST, INT, FLOAT, DURATION = "bool", "string", "list", "int", "float", "duration"
+_ZERO: dict[str, bool | str | int | float] = {
+    BOOL: False,
+    STRING: "",
+    INT: 0,
+    FLOAT: 0.0,
+    DURATION: 0.0,
+}
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message says how."""
+
+
+class Flag:
+    """One option. ``names`` are the long name and its aliases."""
+
+    __slots__ = ("default", "env", "help", "kind", "names", "required")
+
+    def __init__(
+        self,
+        names: str,
+        kind: str = STRING,
+        help: str = "",
+        *,
+        default: Value | None = None,
+        env: str = "",
+        required: bool = False,
+    ) -> None:
+        self.names = tuple(names.split(","))
+        self.kind = kind
+        self.help = help
+        self.default = default
+        self.env = env
+        self.required = required
+
+    def initial(self) -> Value:
+        """The value where the flag is not given."""
+        if self.env and os.environ.get(self.env):
+            return convert(self, os.environ[self.env])
+        if self.default is not None:
+            return self.default
+        return [] if self.kind == LIST else _ZERO[self.kind]
+
+
+class Command:
+    """A leaf: its arguments' description, flags, and the function that does it."""
+
+    __slots__ = ("aliases", "args", "flags", "help", "name", "passthrough", "run")
+
+    def __init__(
+        self,
+        names: str,
+        run: Callable[[Call], int | None],
+        help: str,
+        *,
+        args: str = "",
+        flags: Iterable[Flag] = (),
+        passthrough: bool = False,
+    ) -> None:
+        self.name, *aliases = names.split(",")
+        self.aliases = tuple(aliases)
+        self.run = run
+        self.help = help
+        self.args = args
+        self.flags = tuple(flags)
+        self.passthrough = passthrough
+
+
+class Call:
+    """A parsed command line: values by flag name, positional arguments, and the global flags."""
+
+    __slots__ = ("args", "flags", "given", "globals")
+
+    def __init__(
+        self,
+        flags: Mapping[str, Value],
+        args: Sequence[str],
+        given: frozenset[str] = frozenset(),
+        globals: Call | None = None,
+    ) -> None:
+        self.flags = flags
+        self.args = list(args)
+        self.given = given
+        self.globals = globals
+
+    def bool(self, name: str) -> bool:
+        """A boolean flag."""
+        return bool(self.flags[name])
+
+    def str(self, name: str) -> str:
+        """A string flag."""
+        return str(self.flags[name])
+
+    def int(self, name: str) -> int:
+        """An integer flag."""
+        value = self.flags[name]
+        return value if isinstance(value, int) else 0
+
+    def float(self, name: str) -> float:
+        """A number or, in seconds, a duration."""
+        value = self.flags[name]
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    def list(self, name: str) -> list[str]:
+        """A repeated flag."""
+        value = self.flags[name]
+        return value if isinstance(value, list) else []
+
+    def arg(self, index: int, what: str) -> str:
+        """A required argument; raises UsageError with containerd's wording."""
+        if index >= len(self.args) or not self.args[index]:
+            raise UsageError(what)
+        return self.args[index]
+
+
+def parse(
+    flags: Sequence[Flag], argv: Sequence[str], passthrough: bool
+) -> tuple[dict[str, Value], list[str], frozenset[str]]:
+    """Values by name, the positional arguments, and which flags were given."""
+    by_name = {name: flag for flag in flags for name in flag.names}
+    values: dict[str, Value] = {flag.names[0]: flag.initial() for flag in flags}
+    given: set[str] = set()
+    args: list[str] = []
+    index = 0
+    while index < len(argv):
+        word = argv[index]
+        if word == "--":
+            args.extend(argv[index + 1 :])
+            break
+        if not word.startswith("-") or word == "-":
+            if passthrough:
+                args.extend(argv[index:])
+                break
+            args.append(word)
+            index += 1
+            continue
+        index = _take(by_name, argv, index, values, given)
+    _check_required(flags, given)
+    return values, args, frozenset(given)
+
+
+def _take(
+    by_name: Mapping[str, Flag],
+    argv: Sequence[str],
+    index: int,
+    values: dict[str, Value],
+    given: set[str],
+) -> int:
+    """Read the flag at ``index``; gives the index after it."""
+    name, equals, text = argv[index].lstrip("-").partition("=")
+    flag = by_name.get(name)
+    if flag is None:
+        raise UsageError(f"flag provided but not defined: -{name}")
+    key = flag.names[0]
+    index += 1
+    if not equals:
+        if flag.kind == BOOL:
+            text = "true"
+        elif index >= len(argv):
+            raise UsageError(f"flag needs an argument: -{name}")
+        else:
+            text = argv[index]
+            index += 1
+    value = convert(flag, text)
+    old = values[key]
+    if flag.kind == LIST and isinstance(value, list) and isinstance(old, list):
+        value = [*old, *value] if key in given else value
+    values[key] = value
+    given.add(key)
+    return index
+
+
+def _check_required(flags: Sequence[Flag], given: set[str]) -> None:
+    for flag in flags:
+        if flag.required and flag.names[0] not in given:
+            raise UsageError(f'Required flag "{flag.names[0]}" not set')
+
+
+def convert(flag: Flag, text: str) -> Value:
+    """A flag's text as its value; raises UsageError."""
+    kind = flag.kind
+    if kind == STRING:
+        return text
+    if kind == LIST:
+        return [text]
+    try:
+        return _CONVERT[kind](text)
+    except ValueError:
+        name = flag.names[0]
+        raise UsageError(f'invalid value "{text}" for flag -{name}: parse error') from None
+
+
+def _bool(text: str) -> bool:
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError(text)
+
+
+def _duration(text: str) -> float:
+    """Go's duration syntax (``1m30s``), in seconds."""
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+    if text in ("0", ""):
+        return 0.0
+    total, number, unit = 0.0, "", ""
+    for char in text + "0":
+        if (char.isdigit() or char == ".") and unit:
+            if unit not in units:
+                raise ValueError(text)
+            total += float(number) * units[unit]
+            number, unit = char, ""
+        elif char.isdigit() or char == ".":
+            number += char
+        else:
+            unit += char
+    if len(number) > 1 or not text[-1].isalpha():
+        raise ValueError(text)
+    return total
+
+
+_CONVERT: dict[str, Callable[[str], Value]] = {
+    BOOL: _bool,
+    INT: lambda text: int(text, 0),
+    FLOAT: float,
+    DURATION: _duration,
+}

@@ -1,0 +1,188 @@
+"""Starting, waiting for and ending processes: the only user of posix_spawn and fork."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from kontti.linux import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEVNULL = "/dev/null"
+
+
+class Completed:
+    """How a command ended. A negative ``returncode`` is the signal that ended it."""
+
+    __slots__ = ("returncode", "stderr", "stdout")
+
+    def __init__(self, returncode: int, stdout: bytes, stderr: bytes) -> None:
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    files: Sequence[tuple[int, int]] = (),
+    setsid: bool = False,
+) -> int:
+    """Start ``argv`` (its first word a path); gives the pid.
+
+    ``stdin``, ``stdout`` and ``stderr`` are descriptors; stdin is /dev/null where None, the others
+    ours. ``files`` are further (descriptor, descriptor there) pairs. Everything else that is
+    close-on-exec is closed. Raises OSError.
+    """
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
+    if stdin is None:
+        actions.append((os.POSIX_SPAWN_OPEN, 0, DEVNULL, os.O_RDONLY, 0))
+    wanted = [(stdin, 0), (stdout, 1), (stderr, 2), *files]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, there) for fd, there in wanted if fd is not None]
+    return os.posix_spawn(
+        argv[0],
+        list(argv),
+        os.environ if env is None else dict(env),
+        file_actions=actions,
+        setsid=setsid,
+        setsigmask=(),
+        setsigdef=(signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM),
+    )
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    input: bytes = b"",
+    limit: int = 1 << 20,
+) -> Completed:
+    """Run ``argv`` to its end; past ``timeout`` seconds it is killed and TimeoutError raised.
+
+    Output past ``limit`` bytes of each stream is thrown away.
+    """
+    in_read, in_write = os.pipe()
+    out_read, out_write = os.pipe()
+    err_read, err_write = os.pipe()
+    try:
+        pid = spawn(argv, env=env, stdin=in_read, stdout=out_write, stderr=err_write)
+    except BaseException:
+        for fd in (in_write, out_read, err_read):
+            os.close(fd)
+        raise
+    finally:
+        for fd in (in_read, out_write, err_write):
+            os.close(fd)
+    deadline = time.monotonic() + timeout
+    try:
+        out, err = _exchange(in_write, input, (out_read, err_read), deadline, limit)
+        code = wait(pid, max(0.0, deadline - time.monotonic()))
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return Completed(code, out, err)
+
+
+def _exchange(
+    feed: int, data: bytes, sources: tuple[int, int], deadline: float, limit: int
+) -> tuple[bytes, bytes]:
+    """Write ``data`` to ``feed`` and read both sources to their end."""
+    poller = select.poll()
+    found = {fd: bytearray() for fd in sources}
+    open_fds = {*sources, feed}
+    os.set_blocking(feed, False)
+    for fd in open_fds:
+        poller.register(fd, select.POLLOUT if fd == feed else select.POLLIN)
+    try:
+        while open_fds - {feed} or (feed in open_fds and data):
+            for fd, _ in _poll(poller, deadline):
+                if fd == feed:
+                    data = _feed(fd, data)
+                    ended = not data
+                else:
+                    chunk = os.read(fd, 65536)
+                    found[fd] += chunk[: max(0, limit - len(found[fd]))]
+                    ended = not chunk
+                if ended:
+                    poller.unregister(fd)
+                    open_fds.discard(fd)
+                    os.close(fd)
+    finally:
+        for fd in open_fds:
+            os.close(fd)
+    return bytes(found[sources[0]]), bytes(found[sources[1]])
+
+
+def _poll(poller: select.poll, deadline: float) -> list[tuple[int, int]]:
+    ready = poller.poll(max(0, int((deadline - time.monotonic()) * 1000)))
+    if not ready:
+        raise TimeoutError("command did not end in time")
+    return ready
+
+
+def _feed(fd: int, data: bytes) -> bytes:
+    """Write what the pipe takes; what is left of ``data``, none where nobody reads."""
+    if not data:
+        return b""
+    try:
+        return data[os.write(fd, data) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return b""
+
+
+def wait(pid: int, timeout: float | None) -> int:
+    """Wait for our child ``pid``; its exit code, or minus the signal. Raises TimeoutError."""
+    if timeout is not None:
+        fd = os.pidfd_open(pid)
+        try:
+            if not select.select([fd], [], [], timeout)[0]:
+                raise TimeoutError(f"process {pid} did not end in {timeout:.1f} s")
+        finally:
+            os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fork() -> int:
+    """fork(2), for single-threaded processes of ours alone: the shim's zygote and what it forks."""
+    return os.fork()
+
+
+def set_child_subreaper() -> None:
+    """Orphans below this process become its children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_pdeathsig(number: int) -> None:
+    """Get signal ``number`` when the parent dies."""
+    libc.prctl(libc.PR_SET_PDEATHSIG, number)
+
+
+def signal_number(text: str) -> int:
+    """``SIGTERM``, ``TERM``, ``term`` or ``15`` as a number; raises ValueError."""
+    if text.isdigit():
+        number = int(text)
+        if 0 < number < signal.NSIG:
+            return number
+        raise ValueError(f"unknown signal {text!r}")
+    name = text.upper()
+    name = name if name.startswith("SIG") else f"SIG{name}"
+    if name.startswith(("SIGRTMIN", "SIGRTMAX")):
+        base = signal.SIGRTMIN if name.startswith("SIGRTMIN") else signal.SIGRTMAX
+        return int(base) + int(name[8:] or 0)
+    try:
+        return int(signal.Signals[name])
+    except KeyError:
+        raise ValueError(f"unknown signal {text!r}") from None
