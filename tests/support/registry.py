@@ -24,13 +24,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(base: Path, extra: str = "") -> Iterator[str]:
-    """A registry with its data under ``base``; gives ``127.0.0.1:port``. ``extra`` is YAML."""
+def running(base: Path, extra: str = "", http: str = "") -> Iterator[str]:
+    """A registry with its data under ``base``; gives ``127.0.0.1:port``.
+
+    ``extra`` is YAML at the top level, ``http`` in its http table.
+    """
     port = free_port()
     (base / "config.yml").write_text(
         "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
         f"storage: {{filesystem: {{rootdirectory: {base / 'data'}}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n{extra}"
+        f"http: {{addr: '127.0.0.1:{port}'{http}}}\n{extra}"
     )
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,0 +1,134 @@
+"""Committed blobs as files: ``blobs/<algorithm>/<hex>``, mode 0444, never changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from kontti.content.base import Info
+from kontti.content.disk import disk_errors, make_directory, sync_directory
+from kontti.errors import AlreadyExists, InvalidArgument, NotFound
+from kontti.values import Digest
+
+
+class LocalReader:
+    """A blob's file, open; it can be read to its end even when the blob is removed meanwhile."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self._fd = fd
+        self._path = path
+        self._size = os.fstat(fd).st_size
+
+    @property
+    def size(self) -> int:
+        """The blob's size in bytes."""
+        return self._size
+
+    @property
+    def path(self) -> str | None:
+        """The blob's file."""
+        return self._path
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset``; b"" at the end."""
+        if offset < 0 or length < 0:
+            raise InvalidArgument(f"read of {length} bytes at {offset}")
+        with disk_errors(f"read {self._path}"):
+            return os.pread(self._fd, length, offset)
+
+    def close(self) -> None:
+        """Close the file; twice is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Blobs:
+    """The directory of committed blobs."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._mutex = threading.Lock()
+        make_directory(os.path.join(root, "sha256"))
+
+    def path(self, digest: Digest) -> str:
+        """Where the blob is, or would be; raises InvalidArgument for what is no digest."""
+        checked = Digest.parse(digest)
+        return os.path.join(self._root, checked.algorithm, checked.encoded)
+
+    def exists(self, digest: Digest) -> bool:
+        """Whether the blob is there."""
+        return os.path.lexists(self.path(digest))
+
+    def info(self, digest: Digest) -> Info:
+        """Raises NotFound."""
+        with self._found(digest), disk_errors(f"stat {digest}"):
+            stat = os.stat(self.path(digest))
+        return Info(digest, stat.st_size, stat.st_mtime_ns, stat.st_mtime_ns)
+
+    def open(self, digest: Digest) -> LocalReader:
+        """Raises NotFound."""
+        path = self.path(digest)
+        with self._found(digest), disk_errors(f"open {digest}"):
+            return LocalReader(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def put(self, source: str, digest: Digest) -> None:
+        """Move the synced file ``source`` here, durably; raises AlreadyExists."""
+        target = self.path(digest)
+        directory = os.path.dirname(target)
+        make_directory(directory)
+        # rename replaces: the check and it are one step, so that one of two writers is told
+        with self._mutex:
+            if os.path.lexists(target):
+                raise AlreadyExists(f"content {digest}")
+            os.rename(source, target)
+        sync_directory(directory)
+
+    def walk(self) -> Iterator[Info]:
+        """Every blob; names that are no digests are not ours and are left out."""
+        for digest in self._digests():
+            try:
+                yield self.info(digest)
+            except NotFound:
+                continue
+
+    def _digests(self) -> Iterator[Digest]:
+        for algorithm in sorted(os.listdir(self._root)):
+            directory = os.path.join(self._root, algorithm)
+            if not os.path.isdir(directory):
+                continue
+            for name in sorted(os.listdir(directory)):
+                try:
+                    yield Digest.parse(f"{algorithm}:{name}")
+                except InvalidArgument:
+                    continue
+
+    def delete(self, digest: Digest) -> None:
+        """Raises NotFound."""
+        with self._found(digest), disk_errors(f"remove {digest}"):
+            os.unlink(self.path(digest))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _found(digest: Digest) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise NotFound(f"content {digest}") from None
+            raise

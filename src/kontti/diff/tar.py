@@ -1,0 +1,305 @@
+"""Reads tar archives as a stream: chunks of bytes in, entries out, nothing else kept.
+
+ustar, pax (local and global records), GNU long names and base-256 numbers are read. Sparse files
+are refused by name. Every size that an archive can choose is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from struct import Struct
+from zlib import adler32
+
+from kontti.diff.pax import (
+    SECOND,
+    XATTR_PREFIX,
+    decimal,
+    invalid,
+    nanoseconds,
+    number,
+    parse_records,
+)
+from kontti.errors import InvalidArgument, Unimplemented
+
+BLOCK = 512
+MAX_EXTENSION = 1 << 20
+MAX_NAME = 4096
+# of a whiteout for a name of 255; what is too long as a file the file system refuses
+MAX_COMPONENT = 255 + len(".wh.")
+MAX_SIZE = (1 << 63) - 1
+# -1 as an unsigned id would mean "leave it" to chown(2)
+MAX_ID = (1 << 32) - 2
+MAX_DEVICE = (1 << 32) - 1
+
+REGULAR, HARDLINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO = (
+    b"0",
+    b"1",
+    b"2",
+    b"3",
+    b"4",
+    b"5",
+    b"6",
+)
+
+_OLD_REGULAR, _CONTIGUOUS = b"\0", b"7"
+_EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
+_SPARSE = b"S"
+_HEADER = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x").unpack
+_ZERO = bytes(BLOCK)
+
+
+class Entry:
+    """One member of an archive. Names are bytes as found; times are in nanoseconds."""
+
+    __slots__ = (
+        "device", "gid", "kind", "link", "mode", "mtime", "name", "size", "uid", "xattrs",
+    )  # fmt: skip
+
+    def __init__(self, kind: bytes, name: bytes) -> None:
+        self.kind = kind
+        self.name = name
+        self.link = b""
+        self.mode = 0
+        self.uid = 0
+        self.gid = 0
+        self.size = 0
+        self.mtime = 0
+        self.device = (0, 0)
+        self.xattrs: dict[bytes, bytes] | None = None
+
+
+class Source:
+    """Bytes asked for by count, out of chunks that come as they come."""
+
+    __slots__ = ("_buffer", "_chunks", "_position")
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._buffer = b""
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes, or fewer where the stream ends."""
+        start = self._position
+        end = start + count
+        while end > len(self._buffer):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                end = len(self._buffer)
+                break
+            self._buffer = self._buffer[start:] + chunk
+            start, end = 0, count
+        self._position = end
+        return self._buffer[start:end]
+
+    def views(self, count: int) -> Iterator[memoryview]:
+        """The next ``count`` bytes, not copied; raises InvalidArgument where the stream ends."""
+        while count:
+            if self._position == len(self._buffer) and not self._refill():
+                raise InvalidArgument("unexpected EOF in tar entry")
+            end = min(len(self._buffer), self._position + count)
+            view = memoryview(self._buffer)[self._position : end]
+            self._position = end
+            count -= len(view)
+            yield view
+
+    def drain(self) -> None:
+        """Read to the end of the stream."""
+        while self._refill():
+            pass
+
+    def _refill(self) -> bool:
+        chunk = next(self._chunks, None)
+        self._buffer, self._position = chunk or b"", 0
+        return chunk is not None
+
+
+class TarReader:
+    """Iterates over the entries of an archive; data that is not read is passed over."""
+
+    __slots__ = ("_global", "_left", "_link", "_local", "_name", "_pad", "_source")
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._source = Source(chunks)
+        self._global: dict[bytes, bytes] = {}
+        self._local: dict[bytes, bytes] = {}
+        self._name: bytes | None = None
+        self._link: bytes | None = None
+        self._left = 0
+        self._pad = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Entries in order; raises InvalidArgument when malformed, Unimplemented when sparse."""
+        while block := self._next_header():
+            entry = self._parse(block)
+            if entry is not None:
+                self._left, self._pad = entry.size, -entry.size % BLOCK
+                yield entry
+
+    def data(self) -> Iterator[memoryview]:
+        """The current entry's data, once."""
+        count, self._left = self._left, 0
+        return self._source.views(count)
+
+    def drain(self) -> None:
+        """Read what follows the archive, so that the whole stream is hashed."""
+        self._source.drain()
+
+    def _next_header(self) -> bytes:
+        for _ in self._source.views(self._left):
+            pass
+        self._left = 0
+        if self._pad:
+            self._source.take(self._pad)
+        block = self._source.take(BLOCK)
+        if not block or block == _ZERO:
+            self._check_end()
+            return b""
+        if len(block) < BLOCK:
+            raise InvalidArgument("unexpected EOF in tar header")
+        return block
+
+    def _check_end(self) -> None:
+        # writers that leave out the second zero block, or both, are put up with
+        if self._source.take(BLOCK).strip(b"\0"):
+            raise invalid("one zero block and then data")
+
+    def _parse(self, block: bytes) -> Entry | None:
+        (
+            name,
+            mode,
+            uid,
+            gid,
+            size,
+            mtime,
+            checksum,
+            kind,
+            link,
+            magic,
+            _,
+            _,
+            major,
+            minor,
+            prefix,
+        ) = _HEADER(block)
+        _verify(block, checksum)
+        if kind in _EXTENSIONS:
+            self._extend(kind, number(size))
+            return None
+        name = name.partition(b"\0")[0]
+        if prefix[0] and magic.startswith(b"ustar\0"):
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        entry = Entry(_kind(kind, name), name)
+        entry.link = link.partition(b"\0")[0]
+        entry.mode = number(mode) & 0o7777
+        entry.uid, entry.gid = number(uid), number(gid)
+        entry.size, entry.mtime = number(size), number(mtime) * SECOND
+        if kind in (CHAR, BLOCKDEV):
+            entry.device = (number(major), number(minor))
+        self._apply_extensions(entry)
+        _check(entry)
+        return entry
+
+    def _extend(self, kind: bytes, size: int) -> None:
+        if not 0 <= size <= MAX_EXTENSION:
+            raise invalid(f"extended header of {size} bytes")
+        data = self._source.take(size)
+        if len(data) < size:
+            raise InvalidArgument("unexpected EOF in tar header")
+        self._pad = -size % BLOCK
+        if kind == b"x":
+            self._local = parse_records(data)
+        elif kind == b"g":
+            self._global.update(parse_records(data))
+        elif kind == b"L":
+            self._name = data.partition(b"\0")[0]
+        else:
+            self._link = data.partition(b"\0")[0]
+
+    def _apply_extensions(self, entry: Entry) -> None:
+        if self._name is not None:
+            entry.name, self._name = self._name, None
+        if self._link is not None:
+            entry.link, self._link = self._link, None
+        if self._local or self._global:
+            _override(entry, {**self._global, **self._local})
+            self._local = {}
+
+
+def _verify(block: bytes, checksum: bytes) -> None:
+    # adler32's low half is 1 + the sum of all bytes modulo 65521, at a tenth of sum()'s cost
+    wanted = number(checksum) - 8 * 0x20 + sum(checksum)
+    if (adler32(block) & 0xFFFF) == (wanted + 1) % 65521:
+        return
+    # some old writers summed signed chars
+    signed = sum(b - 256 if b > 127 else b for b in block[:148] + b"        " + block[156:])
+    if signed != number(checksum):
+        raise invalid("checksum differs")
+
+
+def _kind(kind: bytes, name: bytes) -> bytes:
+    if kind == _OLD_REGULAR:
+        return DIRECTORY if name.endswith(b"/") else REGULAR
+    if kind == _CONTIGUOUS:
+        return REGULAR
+    if kind == _SPARSE:
+        raise Unimplemented(f"sparse file {name[:200]!r} in tar archive")
+    if not REGULAR <= kind <= FIFO:
+        raise InvalidArgument(f"unhandled tar header type {kind[0]} of {name[:200]!r}")
+    return kind
+
+
+def _override(entry: Entry, records: dict[bytes, bytes]) -> None:
+    for keyword, value in records.items():
+        if keyword.startswith(XATTR_PREFIX):
+            _add_xattr(entry, keyword[len(XATTR_PREFIX) :], value)
+        elif keyword.startswith(b"GNU.sparse."):
+            raise Unimplemented(f"sparse file {entry.name[:200]!r} in tar archive")
+        elif value:
+            _override_field(entry, keyword, value)
+
+
+def _override_field(entry: Entry, keyword: bytes, value: bytes) -> None:
+    if keyword == b"path":
+        entry.name = value
+    elif keyword == b"linkpath":
+        entry.link = value
+    elif keyword == b"mtime":
+        entry.mtime = nanoseconds(value)
+    elif keyword == b"size":
+        entry.size = decimal(value)
+    elif keyword == b"uid":
+        entry.uid = decimal(value)
+    elif keyword == b"gid":
+        entry.gid = decimal(value)
+
+
+def _add_xattr(entry: Entry, name: bytes, value: bytes) -> None:
+    if not name or len(name) > MAX_COMPONENT or b"\0" in name:
+        raise invalid(f"xattr name {name[:64]!r} of {entry.name[:200]!r}")
+    if entry.xattrs is None:
+        entry.xattrs = {}
+    entry.xattrs[name] = value
+
+
+def _check(entry: Entry) -> None:
+    if entry.kind != REGULAR:
+        # sizes of links and directories count nothing that follows (POSIX ustar)
+        entry.size = 0
+    if not 0 <= entry.size <= MAX_SIZE:
+        raise invalid(f"size {entry.size} of {entry.name[:200]!r}")
+    if not (0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
+        raise invalid(f"owner {entry.uid}:{entry.gid} of {entry.name[:200]!r}")
+    if not (0 <= entry.device[0] <= MAX_DEVICE and 0 <= entry.device[1] <= MAX_DEVICE):
+        raise invalid(f"device number of {entry.name[:200]!r}")
+    if len(entry.name) > MAX_COMPONENT:
+        _check_name(entry.name)
+    if len(entry.link) >= MAX_NAME:
+        raise InvalidArgument(f"link target of {entry.name[:200]!r}: file name too long")
+    if b"\0" in entry.name or b"\0" in entry.link:
+        raise invalid(f"NUL in name {entry.name[:200]!r}")
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) >= MAX_NAME or max(map(len, name.split(b"/"))) > MAX_COMPONENT:
+        raise InvalidArgument(f"{name[:200]!r}…: file name too long")

@@ -1,0 +1,205 @@
+"""The process that extracts one layer, or compares two trees, and ends.
+
+It is single-threaded where it gives up its view of the host: it may enter a mount namespace of its
+own, and it changes its root to the tree before it looks at the first byte of a layer. Everything is
+opened and imported before that.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from threading import Thread
+from typing import cast
+
+from kontti.diff.compression import READ, Read, Rewound, detect, preload
+from kontti.diff.extract import Extractor
+from kontti.diff.feed import Feed
+from kontti.diff.job import END, ApplyJob, CompareJob, Request, Result, TreeJob, read_request
+from kontti.diff.lowers import Lowers, NeedsParents
+from kontti.diff.removal import empty
+from kontti.diff.tar import TarReader
+from kontti.diff.trees import PlainTree, Tree
+from kontti.diff.upper_tree import UpperTree
+from kontti.errors import Error, Internal, NotFound, ResourceExhausted
+from kontti.linux import libc
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def main() -> int:
+    """Do what standard input asks for."""
+    try:
+        request, rest = read_request(lambda count: os.read(0, count))
+    except EOFError:
+        return 0
+    result = _perform(request, rest)
+    write_all(1, END + json.dumps(result).encode())
+    # threads that still wait for input do not keep the process
+    os._exit(0)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until all is written."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _perform(request: Request, rest: bytes) -> Result:
+    try:
+        if request["task"] == "compare":
+            return _compare(cast("CompareJob", request))
+        return _apply(cast("ApplyJob", request), rest)
+    except NeedsParents as needed:
+        return {"needs_parents": True, "message": os.fsdecode(needed.args[0])}
+    except Error as error:
+        return {"error": error.code, "message": error.message}
+    except OSError as error:
+        return _os_failure(error)
+    except Exception as error:  # noqa: BLE001 - the process ends here: its caller is told all the same
+        return {"error": Internal.code, "message": f"layer worker: {error!r:.500}"}
+
+
+def _os_failure(error: OSError) -> Result:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENOMEM)
+    cls = ResourceExhausted if full else NotFound if error.errno == errno.ENOENT else Internal
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    text = (error.strerror or str(error)).lower()
+    return {"error": cls.code, "message": f"{name}: {text}" if name else text}
+
+
+def _apply(job: ApplyJob, rest: bytes) -> Result:
+    read = _blob_reader(job, rest)
+    head = read(READ)
+    compression = job["compression"] or detect(head)
+    preload(compression)
+    lowers = [os.open(lower, _DIRECTORY) for lower in job["tree"]["lowers"]]
+    change_root(job["tree"])
+    tree: Tree = PlainTree()
+    if job["tree"]["kind"] == "upper":
+        tree = UpperTree(Lowers(lowers, unknown=not lowers), job["tree"]["opaque_xattr"])
+    if job["blob"] is not None:
+        Thread(target=_end_with_parent, daemon=True).start()
+    feed = Feed(Rewound(head, read).read, compression, job["algorithm"], job["limit"])
+    _extract(tree, feed)
+    if job["sync"]:
+        _sync()
+    return {
+        "digest": feed.digest,
+        "read": feed.read,
+        "diff_id": feed.diff_id,
+        "size": feed.size,
+    }
+
+
+def _blob_reader(job: ApplyJob, rest: bytes) -> Read:
+    if job["blob"] is not None:
+        blob = os.open(job["blob"], os.O_RDONLY | os.O_CLOEXEC)
+        return lambda count: os.read(blob, count)
+    return _Piped(job["size"], rest).read
+
+
+class _Piped:
+    """The blob behind the request on standard input; it ends by its size, not with the pipe."""
+
+    def __init__(self, size: int, start: bytes) -> None:
+        self._left = size
+        self._start = start
+
+    def read(self, count: int) -> bytes:
+        count = min(count, self._left)
+        if not count:
+            return b""
+        data = self._start[:count] or os.read(0, count)
+        self._start = self._start[count:]
+        self._left -= len(data)
+        return data
+
+
+def change_root(tree: TreeJob) -> None:
+    """Make the tree, mounted first where it has to be, this process's root directory."""
+    mount_trees([tree])
+    os.chroot(tree["root"])
+    os.chdir("/")
+    os.umask(0)
+    # a module found from here on would be the layer's
+    sys.path.clear()
+    sys.meta_path.clear()
+
+
+def mount_trees(trees: list[TreeJob]) -> None:
+    """Mount what has to be, in a mount namespace that ends with this process."""
+    mounted = [tree for tree in trees if tree["kind"] == "mounted"]
+    if not mounted:
+        return
+    libc.unshare(libc.CLONE_NEWNS)
+    # slave, not private: what the host unmounts must not stay busy here
+    libc.mount("none", "/", None, libc.MS_REC | libc.MS_SLAVE, None)
+    for tree in mounted:
+        _mount_tree(tree)
+
+
+def _mount_tree(tree: TreeJob) -> None:
+    from kontti.linux import mounts
+
+    mounts.mount_all(
+        [_Mount(m["type"], m["source"], m["options"], m["target"]) for m in tree["mounts"]],
+        tree["root"],
+    )
+
+
+class _Mount:
+    """A mount to make."""
+
+    def __init__(self, kind: str, source: str, options: list[str], target: str) -> None:
+        self.type = kind
+        self.source = source
+        self.options = tuple(options)
+        self.target = target
+
+
+def _end_with_parent() -> None:
+    # nothing is sent behind a request that names its blob: input ends when the parent does
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _extract(tree: Tree, feed: Feed) -> None:
+    before = os.stat(b".")
+    names = os.listxattr(b".")
+    try:
+        Extractor(tree, TarReader(feed)).run()
+    except NeedsParents:
+        empty(b".")
+        _restore(before, names)
+        raise
+
+
+def _restore(before: os.stat_result, names: list[str]) -> None:
+    for name in os.listxattr(b"."):
+        if name not in names:
+            os.removexattr(b".", name)
+    os.chown(b".", before.st_uid, before.st_gid)
+    os.chmod(b".", before.st_mode & 0o7777)
+    os.utime(b".", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _sync() -> None:
+    root = os.open(b".", _DIRECTORY)
+    try:
+        libc.syncfs(root)
+    finally:
+        os.close(root)
+
+
+def _compare(job: CompareJob) -> Result:
+    from kontti.diff.compare import compare
+
+    preload(job["compression"])
+    mount_trees([tree for tree in (job["lower"], job["upper"]) if tree is not None])
+    Thread(target=_end_with_parent, daemon=True).start()
+    return compare(job, lambda data: write_all(1, data))

@@ -1,0 +1,166 @@
+"""Starts layer workers, talks to them with a deadline, and never leaves one behind."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from kontti.diff.job import END, FRAME, Result, decode_result
+from kontti.errors import DeadlineExceeded, Internal, from_code
+from kontti.linux import process
+
+# -I -S: neither the environment nor site-packages hooks run in a process that is about to chroot
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv[1:]; from kontti.diff.worker import main; sys.exit(main())"
+)
+_READ = 1 << 18
+_REAP_SECONDS = 10.0
+_STDERR_TAIL = 2000
+
+
+class Worker:
+    """One worker process: started, it waits for its request; closed, it is gone."""
+
+    def __init__(self) -> None:
+        self._stderr = os.memfd_create("worker-stderr")
+        stdin, self._stdin = os.pipe()
+        self._stdout, stdout = os.pipe()
+        try:
+            self._pid = process.spawn(
+                [sys.executable, "-I", "-S", "-c", _BOOT, *filter(os.path.isabs, sys.path)],
+                env={},
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._stderr,
+                setsid=True,
+            )
+        except BaseException:
+            self._close_files()
+            raise
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        self._buffer = b""
+        self._result: Result | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def send(self, request: bytes, blob: Iterable[bytes], deadline: float) -> None:
+        """The request, and the blob where the worker is to read it from here."""
+        os.set_blocking(self._stdin, False)
+        try:
+            self._write(request, deadline)
+            for chunk in blob:
+                self._write(chunk, deadline)
+        except BrokenPipeError:
+            # it has ended early and says why on its standard output
+            return
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            _await(self._stdin, select.POLLOUT, deadline)
+            try:
+                view = view[os.write(self._stdin, view) :]
+            except BlockingIOError:
+                continue
+
+    def frames(self, deadline: float) -> Iterator[bytes]:
+        """The data it sends before its result."""
+        while (head := self._read(FRAME, deadline)) != END:
+            if len(head) < FRAME:
+                return
+            yield self._read(int.from_bytes(head, "big"), deadline)
+        self._result = decode_result(self._read(-1, deadline))
+
+    def result(self) -> Result:
+        """How the task ended, after all frames were read; raises the worker's error."""
+        if self._result is None:
+            raise Internal(f"layer worker ended without a result: {self._complaint()}")
+        code = self._result.get("error")
+        if code is not None:
+            raise from_code(code, self._result.get("message", ""))
+        return self._result
+
+    def _read(self, count: int, deadline: float) -> bytes:
+        while count < 0 or len(self._buffer) < count:
+            _await(self._stdout, select.POLLIN, deadline)
+            data = os.read(self._stdout, _READ)
+            if not data:
+                count = len(self._buffer)
+                break
+            self._buffer += data
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def _complaint(self) -> str:
+        size = os.fstat(self._stderr).st_size
+        tail = os.pread(self._stderr, _STDERR_TAIL, max(0, size - _STDERR_TAIL))
+        return tail.decode(errors="replace").strip() or "no message"
+
+    def close(self) -> None:
+        """Kill it if it still runs, and reap it."""
+        try:
+            os.kill(self._pid, signal.SIGKILL)
+            process.wait(self._pid, _REAP_SECONDS)
+        finally:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        for fd in (self._stdin, self._stdout, self._stderr):
+            os.close(fd)
+
+
+def _await(fd: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(fd, event)
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(left * 1000):
+        raise DeadlineExceeded("layer worker did not finish in time")
+
+
+class Workers:
+    """Hands out workers; keeps up to ``warm`` of them started ahead of need."""
+
+    def __init__(self, warm: int = 0) -> None:
+        self._warm = warm
+        self._idle: list[Worker] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def take(self) -> Worker:
+        """A started worker, the caller's to close."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return Worker()
+
+    def refill(self) -> None:
+        """Start what is missing; called when there is time for it."""
+        with self._lock:
+            while len(self._idle) < self._warm and not self._closed:
+                self._idle.append(Worker())
+
+    def close(self) -> None:
+        """End the idle ones."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.close()

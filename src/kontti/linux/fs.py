@@ -1,0 +1,182 @@
+"""Files and trees: durable writes, removal, usage."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def fsync_dir(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
+    """Put ``data`` at ``path``: a reader sees the old file or the new one, also after a crash."""
+    temporary = f"{path}.tmp-{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if sync:
+        fsync_dir(os.path.dirname(path) or ".")
+
+
+def remove_tree(path: str) -> None:
+    """Remove a tree, of whatever modes; one that is not there is no error. Raises OSError."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    else:
+        return
+    # an explicit stack: a hostile tree can be deeper than Python's
+    stack = [(path, False)]
+    while stack:
+        current, emptied = stack.pop()
+        if emptied:
+            os.rmdir(current)
+            continue
+        stack.append((current, True))
+        with _scan(current) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((entry.path, False))
+                else:
+                    os.unlink(entry.path)
+
+
+def _scan(path: str) -> os._ScandirIterator[str]:
+    try:
+        return os.scandir(path)
+    except PermissionError:
+        os.chmod(path, 0o700)
+        return os.scandir(path)
+
+
+def usage(root: str) -> tuple[int, int]:
+    """Bytes on disk and inodes of a tree, hard links once; what vanishes meanwhile is left out."""
+    seen: set[int] = set()
+    size = 0
+    for entry in _walk(root):
+        if entry.st_ino in seen and not stat.S_ISDIR(entry.st_mode):
+            continue
+        seen.add(entry.st_ino)
+        size += entry.st_blocks * 512
+    return size, len(seen)
+
+
+def _walk(root: str) -> Iterator[os.stat_result]:
+    try:
+        yield os.lstat(root)
+    except FileNotFoundError:
+        return
+    stack = [root]
+    while stack:
+        try:
+            with os.scandir(stack.pop()) as entries:
+                for entry in entries:
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode):
+                        stack.append(entry.path)
+                    yield found
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copy what is in ``source`` into ``target``: owners, modes, times, xattrs, links, devices.
+
+    Sockets are left out: they mean nothing without their process.
+    """
+    links: dict[tuple[int, int], str] = {}
+    stack = [(source, target)]
+    finished: list[tuple[str, str]] = []
+    while stack:
+        here, there = stack.pop()
+        finished.append((here, there))
+        with os.scandir(here) as entries:
+            for entry in entries:
+                destination = os.path.join(there, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    os.mkdir(destination)
+                    stack.append((entry.path, destination))
+                else:
+                    _copy_one(entry, destination, links)
+    for here, there in reversed(finished):
+        copy_attributes(here, there)
+
+
+def _copy_one(entry: os.DirEntry[str], target: str, links: dict[tuple[int, int], str]) -> None:
+    found = entry.stat(follow_symlinks=False)
+    key = (found.st_dev, found.st_ino)
+    if key in links:
+        os.link(links[key], target, follow_symlinks=False)
+        return
+    if found.st_nlink > 1:
+        links[key] = target
+    if stat.S_ISREG(found.st_mode):
+        _copy_file(entry.path, target)
+    elif stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(entry.path), target)
+    elif stat.S_ISSOCK(found.st_mode):
+        return
+    else:
+        os.mknod(target, found.st_mode, found.st_rdev)
+    copy_attributes(entry.path, target)
+
+
+def _copy_file(source: str, target: str) -> None:
+    read = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        write = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            left = os.fstat(read).st_size
+            while left > 0:
+                done = _copy_range(read, write, left)
+                if not done:
+                    break
+                left -= done
+        finally:
+            os.close(write)
+    finally:
+        os.close(read)
+
+
+def _copy_range(read: int, write: int, count: int) -> int:
+    try:
+        return os.copy_file_range(read, write, min(count, 1 << 30))
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return os.write(write, os.read(read, min(count, 1 << 20)))
+
+
+def copy_attributes(source: str, target: str) -> None:
+    """Owner, mode, xattrs and times of ``source``, itself and not what it points to."""
+    found = os.lstat(source)
+    os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
+    for name in os.listxattr(source, follow_symlinks=False):
+        value = os.getxattr(source, name, follow_symlinks=False)
+        os.setxattr(target, name, value, follow_symlinks=False)
+    if not stat.S_ISLNK(found.st_mode):
+        os.chmod(target, stat.S_IMODE(found.st_mode))
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)

@@ -1,0 +1,187 @@
+"""The Images store."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kontti.errors import AlreadyExists, InvalidArgument, NotFound
+from kontti.filters import Adaptor, parse_all
+from kontti.metadata.backing import Backing, ensure_namespace, now
+from kontti.metadata.base import Image
+from kontti.metadata.database import dump, load
+from kontti.namespaces import Scope
+from kontti.values import (
+    Descriptor,
+    Digest,
+    check_labels,
+    merge_labels,
+)
+from kontti.wire.messages.events.image import ImageCreate, ImageDelete, ImageUpdate
+from kontti.wire.protobuf import Message
+
+_COLUMNS = "name, target, labels, created_at, updated_at"
+
+
+class ImageStore:
+    """metadata.base.Images of one namespace."""
+
+    def __init__(self, backing: Backing, scope: Scope) -> None:
+        self._backing = backing
+        self._database = backing.database
+        self._namespace = scope.namespace
+
+    def get(self, name: str) -> Image:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            return self._get(connection, name)
+
+    def _get(self, connection: sqlite3.Connection, name: str) -> Image:
+        row = connection.execute(
+            f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?",
+            (self._namespace, name),
+        ).fetchone()
+        if row is None:
+            raise NotFound(f'image "{name}"')
+        return _from_row(row)
+
+    def list(self, filters: Sequence[str] = ()) -> Sequence[Image]:
+        """Those that match, by name."""
+        wanted = parse_all(filters)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name",
+                (self._namespace,),
+            )
+            images = [_from_row(row) for row in rows]
+        return [i for i in images if wanted.match(adaptor(i))]
+
+    def create(self, image: Image) -> Image:
+        """Raises AlreadyExists, InvalidArgument."""
+        check(image)
+        stamp = now()
+        made = replace(image, created_at=stamp, updated_at=stamp)
+        with self._database.write() as connection:
+            ensure_namespace(connection, self._namespace)
+            done = connection.execute(
+                "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    self._namespace,
+                    image.name,
+                    image.target.digest,
+                    _dump_target(image.target),
+                    dump(image.labels),
+                    stamp,
+                    stamp,
+                ),
+            )
+            if not done.rowcount:
+                raise AlreadyExists(f'image "{image.name}"')
+        self._publish("create", ImageCreate(name=image.name, labels=image.labels))
+        self._backing.mutated(False)
+        return made
+
+    def update(self, image: Image, paths: Sequence[str] = ()) -> Image:
+        """With no paths target and labels are replaced; raises NotFound, InvalidArgument."""
+        with self._database.write() as connection:
+            old = self._get(connection, image.name)
+            updated = replace(_masked(old, image, paths), updated_at=now())
+            check(updated)
+            connection.execute(
+                "UPDATE images SET digest = ?, target = ?, labels = ?, updated_at = ? "
+                "WHERE namespace = ? AND name = ?",
+                (
+                    updated.target.digest,
+                    _dump_target(updated.target),
+                    dump(updated.labels),
+                    updated.updated_at,
+                    self._namespace,
+                    image.name,
+                ),
+            )
+        self._publish("update", ImageUpdate(name=image.name, labels=updated.labels))
+        self._backing.mutated(True)
+        return updated
+
+    def delete(self, name: str, target: Descriptor | None = None) -> None:
+        """Remove the name, or only where it still names ``target``; raises NotFound."""
+        with self._database.write() as connection:
+            old = self._get(connection, name)
+            if target is not None and target.digest != old.target.digest:
+                raise NotFound(f'image "{name}" has another target')
+            connection.execute(
+                "DELETE FROM images WHERE namespace = ? AND name = ?", (self._namespace, name)
+            )
+        self._publish("delete", ImageDelete(name=name))
+        self._backing.mutated(True)
+
+    def _publish(self, what: str, event: Message) -> None:
+        self._backing.publisher.publish(self._namespace, f"/images/{what}", event)
+
+
+def check(image: Image) -> None:
+    """Raises InvalidArgument without a name, or a target without digest, size or type."""
+    if not image.name:
+        raise InvalidArgument("image name must not be empty")
+    check_labels(image.labels)
+    if not image.target.digest:
+        raise InvalidArgument("image target digest must not be empty")
+    if image.target.size <= 0:
+        raise InvalidArgument("size must be greater than zero")
+    if not image.target.media_type:
+        raise InvalidArgument("image target media type must be set")
+
+
+def _masked(old: Image, new: Image, paths: Sequence[str]) -> Image:
+    if not paths:
+        return replace(old, target=new.target, labels=dict(new.labels))
+    updated = old
+    for path in paths:
+        if path == "labels" or path.startswith("labels."):
+            updated = replace(updated, labels=merge_labels(updated.labels, new.labels, [path]))
+        elif path == "target":
+            updated = replace(updated, target=new.target)
+        elif path == "annotations" or path.startswith("annotations."):
+            paths_ = [path.replace("annotations", "labels", 1)]
+            merged = merge_labels(updated.target.annotations, new.target.annotations, paths_)
+            updated = replace(updated, target=replace(updated.target, annotations=merged))
+        else:
+            raise InvalidArgument(f'cannot update "{path}" field on image "{new.name}"')
+    return updated
+
+
+def adaptor(image: Image) -> Adaptor:
+    """Fields for filters: name, target.digest, target.mediatype, labels, annotations."""
+
+    def value(path: Sequence[str]) -> tuple[str, bool]:
+        fields = {
+            ("name",): image.name,
+            ("target", "digest"): image.target.digest,
+            ("target", "mediatype"): image.target.media_type,
+        }
+        if tuple(path) in fields:
+            return fields[tuple(path)], True
+        if path[0] in ("labels", "annotations") and len(path) > 1:
+            source = image.labels if path[0] == "labels" else image.target.annotations
+            key = ".".join(path[1:])
+            return source.get(key, ""), key in source
+        return "", False
+
+    return value
+
+
+def _dump_target(target: Descriptor) -> str:
+    return json.dumps(
+        [target.media_type, target.digest, target.size, dict(target.annotations)],
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+
+
+def _from_row(row: tuple[str, str, str, int, int]) -> Image:
+    name, target, labels, created, updated = row
+    media_type, digest, size, annotations = json.loads(target)
+    descriptor = Descriptor(media_type, Digest(digest), size, annotations)
+    return Image(name, descriptor, load(labels), created, updated)

@@ -1,0 +1,94 @@
+"""The Namespaces store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kontti.errors import AlreadyExists, FailedPrecondition, NotFound
+from kontti.metadata.backing import Backing
+from kontti.metadata.base import Namespace
+from kontti.metadata.database import dump, load
+from kontti.values import check_identifier, check_labels, merge_labels
+from kontti.wire.messages.events.namespace import (
+    NamespaceCreate,
+    NamespaceDelete,
+    NamespaceUpdate,
+)
+
+_CONTENTS = (
+    ("images", "images"),
+    ("blobs", "blobs"),
+    ("snapshots", "snapshots"),
+    ("containers", "containers"),
+)
+
+
+class NamespaceStore:
+    """metadata.base.Namespaces."""
+
+    def __init__(self, backing: Backing) -> None:
+        self._backing = backing
+        self._database = backing.database
+
+    def get(self, name: str) -> Namespace:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT labels FROM namespaces WHERE name = ?", (name,)
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"namespace {name!r}")
+        return Namespace(name, load(row[0]))
+
+    def list(self) -> Sequence[Namespace]:
+        """All, by name."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT name, labels FROM namespaces ORDER BY name")
+            return [Namespace(name, load(labels)) for name, labels in rows]
+
+    def create(self, namespace: Namespace) -> Namespace:
+        """Raises AlreadyExists, InvalidArgument."""
+        check_identifier(namespace.name, "namespace")
+        check_labels(namespace.labels)
+        with self._database.write() as connection:
+            made = connection.execute(
+                "INSERT OR IGNORE INTO namespaces VALUES (?, ?)",
+                (namespace.name, dump(namespace.labels)),
+            )
+            if not made.rowcount:
+                raise AlreadyExists(f'namespace "{namespace.name}"')
+        event = NamespaceCreate(name=namespace.name, labels=namespace.labels)
+        self._backing.publisher.publish(namespace.name, "/namespaces/create", event)
+        return namespace
+
+    def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
+        """Only labels change; raises NotFound."""
+        check_labels(namespace.labels)
+        with self._database.write() as connection:
+            old = self.get(namespace.name)
+            merged = merge_labels(old.labels, namespace.labels, paths)
+            connection.execute(
+                "UPDATE namespaces SET labels = ? WHERE name = ?", (dump(merged), namespace.name)
+            )
+        event = NamespaceUpdate(name=namespace.name, labels=merged)
+        self._backing.publisher.publish(namespace.name, "/namespaces/update", event)
+        return Namespace(namespace.name, merged)
+
+    def delete(self, name: str) -> None:
+        """Raises NotFound, and FailedPrecondition where it still holds something."""
+        with self._database.write() as connection:
+            self.get(name)
+            held = [
+                what
+                for what, table in _CONTENTS
+                if connection.execute(
+                    f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1",
+                    (name,),
+                ).fetchone()
+            ]
+            if held:
+                raise FailedPrecondition(
+                    f'namespace "{name}" must be empty, but it still has {", ".join(held)}'
+                )
+            connection.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+        self._backing.publisher.publish(name, "/namespaces/delete", NamespaceDelete(name=name))

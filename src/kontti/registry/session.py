@@ -1,0 +1,224 @@
+"""Talking to the hosts of a registry: authorization and bounded retries."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from kontti.errors import Error, Unauthenticated
+from kontti.registry.auth import Authorizer, CredentialSource, no_credentials
+from kontti.registry.hosts import DOCKER_HOST, DOCKER_SERVER, Host, Hosts
+from kontti.registry.http import (
+    MAX_ERROR_BODY,
+    ConnectionLost,
+    Pool,
+    Request,
+    Response,
+    Sleep,
+    Tls,
+    Transport,
+    follow,
+    retry_after,
+    same_origin,
+    status_error,
+)
+from kontti.values import EMPTY
+
+MAX_CHALLENGES = 2
+_RETRIED = frozenset((408, 429, 500, 502, 503, 504))
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often and how long: ``pause`` doubles, no single wait is longer than ``longest``."""
+
+    attempts: int = 4
+    pause: float = 0.25
+    longest: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is asked of a host. ``path`` is under the API's root, or a whole URL."""
+
+    method: str
+    path: str
+    scopes: tuple[str, ...]
+    headers: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    body: bytes | None = None
+
+
+TransportFactory = Callable[[Tls, float], Transport]
+
+
+class Session:
+    """Connections and authorization, shared by all that a caller does. Safe for threads."""
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        credentials: CredentialSource = no_credentials,
+        retries: Retries | None = None,
+        sleep: Sleep = time.sleep,
+        transports: TransportFactory = Pool,
+    ) -> None:
+        self._hosts, self._credentials = hosts, credentials
+        self._retries, self._sleep, self._make = retries or Retries(), sleep, transports
+        self._lock = threading.Lock()
+        self._transports: dict[tuple[Tls, float], Transport] = {}
+        self._clients: dict[Host, HostClient] = {}
+
+    def hosts(self, registry: str) -> Sequence[Host]:
+        """The hosts that serve ``registry``."""
+        return self._hosts(registry)
+
+    def client(self, host: Host) -> HostClient:
+        """The client for ``host``, the same one every time."""
+        with self._lock:
+            client = self._clients.get(host)
+            if client is None:
+                client = self._clients[host] = self._client(host)
+            return client
+
+    def _client(self, host: Host) -> HostClient:
+        key = (host.tls, host.dial_timeout)
+        transport = self._transports.get(key)
+        if transport is None:
+            transport = self._transports[key] = self._make(*key)
+        known_as = DOCKER_HOST if host.host == DOCKER_SERVER else host.host
+        authorizer = Authorizer(known_as, host.scheme == "https", transport, self._credentials)
+        return HostClient(host, transport, authorizer, self._retries, self._sleep)
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            for transport in self._transports.values():
+                transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class HostClient:
+    """Calls to one host."""
+
+    host: Host
+    transport: Transport
+    authorizer: Authorizer
+    retries: Retries
+    sleep: Sleep
+
+    def call(self, call: Call) -> Response:
+        """The answer, redirects followed, 401s answered, 429s and 5xx tried again.
+
+        Its status may be any other. Raises Unauthenticated, and what the transport does.
+        """
+        challenges, pause, attempt = 0, self.retries.pause, 0
+        while True:
+            attempt += 1
+            response = self._attempt(call, last=attempt >= self.retries.attempts)
+            if response is not None and response.status == 401:
+                challenges += 1
+                self._challenged(call, response, challenges)
+                attempt -= 1
+                continue
+            wait = self._wait(response, attempt, pause)
+            if response is not None and wait is None:
+                return response
+            if response is not None:
+                response.close()
+            self.sleep(wait or pause)
+            pause *= 2
+
+    def _attempt(self, call: Call, *, last: bool) -> Response | None:
+        """None for a failed exchange that may be repeated."""
+        try:
+            return follow(self.transport, self.request(call))
+        except ConnectionLost:
+            # a kept connection may have been closed by the other side as we sent
+            if last or call.method not in ("GET", "HEAD"):
+                raise
+            return None
+
+    def _wait(self, response: Response | None, attempt: int, pause: float) -> float | None:
+        if response is None:
+            return pause
+        if response.status not in _RETRIED or attempt >= self.retries.attempts:
+            return None
+        return retry_after(response, min(pause, self.retries.longest), self.retries.longest)
+
+    def _challenged(self, call: Call, response: Response, challenges: int) -> None:
+        with response:
+            asked = self.url(call.path)
+            if challenges > MAX_CHALLENGES or not same_origin(asked, response.url):
+                raise Unauthenticated(self._refused(call, response))
+            self.authorizer.challenged(response.values("www-authenticate"), call.scopes)
+
+    def _refused(self, call: Call, response: Response) -> str:
+        error = status_error(Request(call.method, response.url), response).message
+        return f"{error.removesuffix(': unauthenticated')}: authorization failed"
+
+    def request(self, call: Call) -> Request:
+        """``call`` as a request, with what authorizes it."""
+        url = self.url(call.path)
+        headers = dict(call.headers)
+        if same_origin(url, self.host.url):
+            headers |= dict(self.host.headers)
+            authorization = self.authorizer.header(call.scopes)
+            if authorization:
+                headers["Authorization"] = authorization
+        return Request(call.method, url, headers, call.body)
+
+    def url(self, path: str) -> str:
+        """``path`` as a whole URL."""
+        return path if path.startswith(("http://", "https://")) else self.host.url + path
+
+    def checked(self, call: Call, accepted: Sequence[int]) -> Response:
+        """The answer if its status is one of ``accepted``; raises what it means otherwise."""
+        response = self.call(call)
+        if response.status in accepted:
+            return response
+        with response:
+            raise described(Request(call.method, self.url(call.path)), response)
+
+
+def described(request: Request, response: Response) -> Error:
+    """The status as an error, with what the registry said in its body, if that is text."""
+    error = status_error(request, response)
+    try:
+        text = response.read(MAX_ERROR_BODY).decode() if request.method != "HEAD" else ""
+    except (Error, UnicodeDecodeError):
+        return error
+    said = first_message(text)
+    if not said:
+        return error
+    bare = error.message.removesuffix(f": {error.wording}")
+    return type(error)(f"{bare}: {said}")
+
+
+def first_message(text: str) -> str:
+    """The first error in a registry's JSON answer (OCI distribution, error codes), or ""."""
+    try:
+        match json.loads(text):
+            case {"errors": [{"code": str(code), **rest}, *_]}:
+                message = rest.get("message")
+                said = f"{code}: {message}" if isinstance(message, str) else code
+                return "".join(c for c in said[:300] if c.isprintable())
+            case _:
+                return ""
+    except (ValueError, RecursionError):
+        return ""

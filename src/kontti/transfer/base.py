@@ -1,0 +1,73 @@
+"""What a transfer works on, and what a caller can ask of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kontti.content.base import Store as ContentStore
+from kontti.metadata.base import Image, Images, Leases
+from kontti.namespaces import Scope
+from kontti.snapshots.base import Snapshotter
+from kontti.values import EMPTY, Descriptor, Platform
+
+DEFAULT_SNAPSHOTTER = "overlayfs"
+DAY = 24 * 3600
+
+
+class Stores(Protocol):
+    """The stores of a daemon or of an embedded engine; a client over the wire has them too."""
+
+    def images(self, scope: Scope) -> Images: ...
+    def content(self, scope: Scope) -> ContentStore: ...
+    def snapshots(self, scope: Scope, snapshotter: str) -> Snapshotter: ...
+    def leases(self, scope: Scope) -> Leases: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which manifests of an index are meant: all, those of these platforms, or this host's."""
+
+    platforms: tuple[Platform, ...] = ()
+    all_platforms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacking:
+    """Where layers are unpacked to. ``labels`` are put on the snapshots."""
+
+    snapshotter: str = DEFAULT_SNAPSHOTTER
+    sync_fs: bool = False
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """``unpack`` None leaves the layers packed; ``labels`` are the image record's.
+
+    ``skip_metadata`` leaves out manifests and configs of platforms that were not asked for.
+    """
+
+    select: Selection = field(default_factory=Selection)
+    unpack: Unpacking | None = field(default_factory=Unpacking)
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    skip_metadata: bool = False
+    max_concurrent_downloads: int = 3
+    lease_seconds: int = DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A manifest whose layers are a snapshot named ``chain_id``; "" for one without layers."""
+
+    manifest: Descriptor
+    chain_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The image record, and what was unpacked of it."""
+
+    image: Image
+    unpacked: tuple[Unpacked, ...] = ()

@@ -1,0 +1,215 @@
+"""Blobs from a registry into the content store: resumed, verified, several at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from kontti.content.base import Store, Writer
+from kontti.errors import (
+    AlreadyExists,
+    Canceled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+)
+from kontti.registry.http import Sleep
+from kontti.transfer.flights import Flights
+from kontti.transfer.labels import add_labels
+from kontti.transfer.progress import Meter, Reporter, ref_key
+from kontti.values import EMPTY, Descriptor, Digest
+
+HELD_SECONDS = 600.0
+HELD_PAUSE = 0.2
+
+
+class Source(Protocol):
+    """Gives the bytes of a blob (:class:`kontti.registry.fetcher.Fetcher`)."""
+
+    def fetch(self, descriptor: Descriptor, offset: int = 0) -> Generator[bytes, None, None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where blobs go, and what each is labelled with."""
+
+    content: Store
+    reporter: Reporter
+    flights: Flights
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    sleep: Sleep = time.sleep
+
+
+class Stop:
+    """Tells downloads that another one, or their user, failed, and how."""
+
+    def __init__(self) -> None:
+        self._event, self._reason = threading.Event(), BaseException()
+
+    def set(self, reason: BaseException) -> None:
+        """Stop them."""
+        self._reason = reason
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether they are to stop."""
+        return self._event.is_set()
+
+    def resumable(self, error: BaseException) -> bool:
+        """Whether another attempt may go on from what ``error`` interrupted."""
+        if isinstance(error, Canceled) and self.is_set():
+            error = self._reason
+        return isinstance(error, Unavailable | DeadlineExceeded | Canceled | KeyboardInterrupt)
+
+
+def download(source: Source, sink: Sink, descriptor: Descriptor, stop: Stop) -> None:
+    """Make ``descriptor``'s blob be there.
+
+    What a broken connection brought stays as an ingest and is resumed next time; bytes of another
+    size or digest are thrown away. Raises FailedPrecondition for those, Canceled after ``stop``.
+    """
+    with sink.flights.hold(descriptor.digest):
+        writer = _open(sink, descriptor, stop)
+        if writer is None:
+            add_labels(sink.content, descriptor.digest, sink.labels)
+            sink.reporter.blob("already exists", descriptor, descriptor.size)
+            return
+        try:
+            with writer:
+                _Copy(source, sink, descriptor, stop).run(writer)
+        except BaseException as error:
+            if not stop.resumable(error) or _is_empty(sink.content, ref_key(descriptor)):
+                discard(sink.content, ref_key(descriptor))
+            raise
+        sink.reporter.blob("complete", descriptor, descriptor.size)
+
+
+def _is_empty(content: Store, ref: str) -> bool:
+    try:
+        return content.status(ref).offset == 0
+    except NotFound:
+        return False
+
+
+def discard(content: Store, ref: str) -> None:
+    """Abort ingest ``ref`` if it is there."""
+    try:
+        content.abort(ref)
+    except (NotFound, Unavailable):
+        pass
+
+
+def _open(sink: Sink, descriptor: Descriptor, stop: Stop) -> Writer | None:
+    """The ingest, or None where the blob is there. Another process may hold it for a while."""
+    waited = 0.0
+    while True:
+        try:
+            return sink.content.writer(ref_key(descriptor), descriptor.size, descriptor.digest)
+        except AlreadyExists:
+            return None
+        except FailedPrecondition:
+            # left by a descriptor that claimed another size
+            if waited:
+                raise
+            discard(sink.content, ref_key(descriptor))
+            waited += HELD_PAUSE
+        except Unavailable:
+            if waited >= HELD_SECONDS or stop.is_set():
+                raise
+            sink.reporter.blob("waiting", descriptor)
+            sink.sleep(HELD_PAUSE)
+            waited += HELD_PAUSE
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    source: Source
+    sink: Sink
+    descriptor: Descriptor
+    stop: Stop
+
+    def run(self, writer: Writer) -> None:
+        offset = writer.status().offset
+        if offset > self.descriptor.size:
+            writer.truncate(0)
+            offset = 0
+        self._fill(writer, offset)
+        if offset and writer.digest() != self.descriptor.digest:
+            # what an earlier attempt left may have been the bad part
+            writer.truncate(0)
+            self._fill(writer, 0)
+        self._commit(writer)
+
+    def _fill(self, writer: Writer, offset: int) -> None:
+        meter = Meter(self.sink.reporter, "downloading", self.descriptor, offset)
+        with closing(self.source.fetch(self.descriptor, offset)) as chunks:
+            for chunk in chunks:
+                if self.stop.is_set():
+                    raise Canceled(f"{self.descriptor.digest}")
+                writer.write(chunk)
+                meter.add(len(chunk))
+
+    def _commit(self, writer: Writer) -> None:
+        try:
+            writer.commit(self.descriptor.size, self.descriptor.digest, self.sink.labels)
+        except AlreadyExists:
+            add_labels(self.sink.content, self.descriptor.digest, self.sink.labels)
+
+
+class Downloads:
+    """Downloads under way, each blob once. Leaving the block stops what still runs."""
+
+    def __init__(self, source: Source, sink: Sink, workers: int) -> None:
+        self._source, self._sink = source, sink
+        self._pool = ThreadPoolExecutor(max(1, workers), "download")
+        self._stop = Stop()
+        self._futures: dict[Digest, Future[None]] = {}
+
+    def start(self, descriptor: Descriptor) -> Future[None]:
+        """Begin, or find it begun."""
+        future = self._futures.get(descriptor.digest)
+        if future is None:
+            future = self._pool.submit(download, self._source, self._sink, descriptor, self._stop)
+            self._futures[descriptor.digest] = future
+        return future
+
+    def fetched(self, descriptor: Descriptor) -> None:
+        """Return when the blob is there; raises what its download did, or the first that failed."""
+        future = self.start(descriptor)
+        while not future.done():
+            self._wait_any()
+        future.result()
+
+    def finish(self) -> None:
+        """Return when every blob is there; raises the first failure."""
+        while any(not f.done() for f in self._futures.values()):
+            self._wait_any()
+        self._raise_failed()
+
+    def _wait_any(self) -> None:
+        self._raise_failed()
+        wait([f for f in self._futures.values() if not f.done()], return_when=FIRST_COMPLETED)
+
+    def _raise_failed(self) -> None:
+        for future in self._futures.values():
+            if future.done() and (error := future.exception()):
+                raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._stop.set(error or Canceled("transfer ended"))
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,86 @@
+"""What every transfer works with, and unpacking of what is in the content store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from kontti.content.base import Store
+from kontti.diff.base import Applier
+from kontti.images.graph import find_manifest, walk
+from kontti.images.manifest import read_config, read_manifest
+from kontti.images.media_types import kind_of
+from kontti.namespaces import Scope
+from kontti.transfer.base import Selection, Stores, Unpacked, Unpacking
+from kontti.transfer.flights import Flights
+from kontti.transfer.lease import leased
+from kontti.transfer.progress import OnProgress, Reporter, silent
+from kontti.transfer.selection import limit_of, matcher_of
+from kontti.transfer.unpack import Ready, Unpacker, is_unpackable, layers_of, ready
+from kontti.values import Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The stores, what applies layers within a scope, and what keeps work from being done twice."""
+
+    stores: Stores
+    applier: Callable[[Scope], Applier]
+    flights: Flights = field(default_factory=Flights)
+
+    def unpacker(self, scope: Scope, options: Unpacking, reporter: Reporter) -> ManifestUnpacker:
+        """Unpacks manifests in ``scope``."""
+        content = self.stores.content(scope)
+        snapshots = self.stores.snapshots(scope, options.snapshotter)
+        applier = self.applier(scope)
+        unpacker = Unpacker(
+            content, snapshots, applier, options, reporter, self.flights, scope.namespace
+        )
+        return ManifestUnpacker(content, unpacker)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestUnpacker:
+    """Unpacks whole manifests."""
+
+    content: Store
+    unpacker: Unpacker
+
+    def unpack(self, descriptor: Descriptor, wait: Ready = ready) -> Unpacked | None:
+        """Unpack a manifest, waiting for its blobs; None where it is not an image's."""
+        manifest = read_manifest(self.content, descriptor)
+        if not is_unpackable(descriptor, manifest):
+            return None
+        wait(manifest.config)
+        layers = layers_of(manifest, read_config(self.content, manifest.config))
+        chain_id = self.unpacker.unpack(layers, manifest.config, wait)
+        return Unpacked(descriptor, chain_id)
+
+
+def selected(content: Store, target: Descriptor, select: Selection) -> Iterator[Descriptor]:
+    """The manifests of ``target`` that ``select`` means; raises NotFound where there is none."""
+    matcher = matcher_of(select)
+    best, _ = find_manifest(content, target, matcher)
+    if limit_of(select):
+        yield best
+        return
+    for node in walk(content, target, matcher):
+        if kind_of(node.descriptor.media_type) == "manifest" and not node.missing:
+            yield node.descriptor
+
+
+def unpack(
+    parts: Parts,
+    scope: Scope,
+    target: Descriptor,
+    options: Unpacking | None = None,
+    select: Selection | None = None,
+    *,
+    progress: OnProgress = silent,
+) -> tuple[Unpacked, ...]:
+    """Unpack an image that is in the content store. Raises NotFound for what is not there."""
+    reporter = Reporter(progress)
+    with leased(parts.stores, scope) as held:
+        unpacker = parts.unpacker(held, options or Unpacking(), reporter)
+        manifests = selected(unpacker.content, target, select or Selection())
+        return tuple(done for m in manifests if (done := unpacker.unpack(m)))

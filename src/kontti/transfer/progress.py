@@ -1,0 +1,77 @@
+"""How far a transfer is: what ``containerd.types.transfer.Progress`` carries."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kontti.images.media_types import kind_of
+from kontti.values import Descriptor
+
+STEP = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An event of the whole transfer (no name) or of one object, with the names it belongs to."""
+
+    event: str
+    name: str = ""
+    parents: tuple[str, ...] = ()
+    progress: int = 0
+    total: int = 0
+    descriptor: Descriptor | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Tells no one."""
+
+
+def ref_key(descriptor: Descriptor) -> str:
+    """The name of a blob in ingests and progress, as every containerd client makes it."""
+    return f"{kind_of(descriptor.media_type) or 'unknown'}-{descriptor.digest}"
+
+
+class Reporter:
+    """Hands progress to one callback, one at a time, from any thread.
+
+    An error that the callback raises ends the transfer: this is how a caller cancels one.
+    """
+
+    def __init__(self, callback: OnProgress = silent) -> None:
+        self._callback, self._lock = callback, threading.Lock()
+
+    def tell(self, event: str, name: str = "") -> None:
+        """An event without numbers."""
+        self.report(Progress(event, name))
+
+    def blob(self, event: str, descriptor: Descriptor, done: int = 0, parent: str = "") -> None:
+        """An event of a blob, ``done`` bytes of which are there."""
+        parents = (parent,) if parent else ()
+        name = ref_key(descriptor)
+        self.report(Progress(event, name, parents, done, descriptor.size, descriptor))
+
+    def report(self, progress: Progress) -> None:
+        """Call the callback."""
+        with self._lock:
+            self._callback(progress)
+
+
+class Meter:
+    """Tells of a blob that arrives in small pieces, once in a mebibyte."""
+
+    def __init__(self, reporter: Reporter, event: str, descriptor: Descriptor, done: int) -> None:
+        self._reporter, self._event, self._descriptor = reporter, event, descriptor
+        self.done, self._told = done, done
+        reporter.blob(event, descriptor, done)
+
+    def add(self, count: int) -> None:
+        """Count bytes."""
+        self.done += count
+        if self.done - self._told >= STEP:
+            self._told = self.done
+            self._reporter.blob(self._event, self._descriptor, self.done)
