@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -77,14 +76,14 @@ class Blobs:
 
     def info(self, digest: Digest) -> Info:
         """Raises NotFound."""
-        with self._found(digest), disk_errors(f"stat {digest}"):
+        with disk_errors(f"stat {digest}", f"content {digest}"):
             stat = os.stat(self.path(digest))
         return Info(digest, stat.st_size, stat.st_mtime_ns, stat.st_mtime_ns)
 
     def open(self, digest: Digest) -> LocalReader:
         """Raises NotFound."""
         path = self.path(digest)
-        with self._found(digest), disk_errors(f"open {digest}"):
+        with disk_errors(f"open {digest}", f"content {digest}"):
             return LocalReader(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def put(self, source: str, digest: Digest) -> None:
@@ -120,15 +119,5 @@ class Blobs:
 
     def delete(self, digest: Digest) -> None:
         """Raises NotFound."""
-        with self._found(digest), disk_errors(f"remove {digest}"):
+        with disk_errors(f"remove {digest}", f"content {digest}"):
             os.unlink(self.path(digest))
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _found(digest: Digest) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise NotFound(f"content {digest}") from None
-            raise

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from kontti.errors import Error, Internal, PermissionDenied, ResourceExhausted
+from kontti.errors import Error, Internal, NotFound, PermissionDenied, ResourceExhausted
 
 _CLASSES: dict[int, type[Error]] = {
     errno.ENOSPC: ResourceExhausted,
@@ -22,10 +22,15 @@ _CLASSES: dict[int, type[Error]] = {
 
 
 @contextlib.contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError into the error class that says what to do about it."""
+def disk_errors(doing: str, missing: str = "") -> Iterator[None]:
+    """Turn an OSError into the error class that says what to do about it.
+
+    ``missing`` names what is not found where a file is not there.
+    """
     try:
         yield
+    except FileNotFoundError as error:
+        raise NotFound(missing or f"{doing}: {error.filename}") from error
     except OSError as error:
         cls = _CLASSES.get(error.errno or 0, Internal)
         raise cls(f"{doing}: {error.strerror or error}") from error

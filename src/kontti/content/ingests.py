@@ -57,6 +57,7 @@ class Ingest:
         self._put("updatedat", now)
         if total > 0:
             self._put("total", str(total))
+        self._put("data", "")
 
     def touch(self) -> None:
         """Note that it changed now."""

@@ -86,7 +86,7 @@ class LocalStore:
         if status is None:
             ingest.remove()
             ingest.create(total)
-            status = ingest.status() or Status(ref, 0, total, "", 0, 0)
+            status = self.status(ref)
         if total and status.total and total != status.total:
             raise FailedPrecondition(
                 f"provided total differs from status: {total} != {status.total}"

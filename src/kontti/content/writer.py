@@ -84,13 +84,9 @@ class LocalWriter:
         digest = self._checked(size, expected or self._status.expected)
         try:
             self._store(digest)
-        except FailedPrecondition:
-            raise
-        except BaseException:
+        finally:
             # a failed sync leaves pages that look written and are not: nothing of them is kept
             self._finish()
-            raise
-        self._finish()
         return digest
 
     def _checked(self, size: int, expected: str) -> Digest:

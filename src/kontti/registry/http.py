@@ -209,6 +209,9 @@ class Pool:
     def _make(self, url: str, proxy: str) -> urllib3.PoolManager:
         # loading the system's certificates takes 20 ms: not for plain HTTP
         context = ssl_context(self._tls) if url.startswith("https:") else None
+        if self._tls.skip_verify:
+            # who asked not to verify knows it
+            urllib3.disable_warnings(failures.InsecureRequestWarning)
         if proxy:
             return urllib3.ProxyManager(proxy, maxsize=8, ssl_context=context)
         return urllib3.PoolManager(maxsize=8, ssl_context=context)

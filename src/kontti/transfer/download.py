@@ -33,7 +33,9 @@ HELD_PAUSE = 0.2
 class Source(Protocol):
     """Gives the bytes of a blob (:class:`kontti.registry.fetcher.Fetcher`)."""
 
-    def fetch(self, descriptor: Descriptor, offset: int = 0) -> Generator[bytes, None, None]: ...
+    def fetch(self, descriptor: Descriptor, offset: int = 0) -> Generator[bytes, None, None]:
+        """The bytes from ``offset`` on; closing the generator ends the transfer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,305 @@
+"""A blocking gRPC client over a unix socket, on the sans-IO codec: quick to start, small.
+
+One connection serves many calls, from many threads. Whoever waits reads the socket for everybody;
+so a ``Tasks.Wait`` in one thread does not hold up another thread's calls.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+from kontti.errors import Canceled, DeadlineExceeded, Error, Unavailable
+from kontti.wire.grpc import CallEnded, ClientConnection, MessageReceived
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self, TypeVar
+
+    from kontti.wire.protobuf import Message
+
+    M = TypeVar("M", bound=Message)
+
+CALL_SECONDS = 300.0
+"""The deadline of a call that names none, and does not wait for something by its nature."""
+READ_SIZE = 256 << 10
+NAMESPACE_HEADER = "containerd-namespace"
+LEASE_HEADER = "containerd-lease"
+FOREVER = float("inf")
+
+
+class _Call:
+    """What has arrived for one call."""
+
+    __slots__ = ("ended", "error", "messages")
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.ended = False
+        self.error: Error | None = None
+
+
+class Client:
+    """A connection to the daemon at ``address``; ``namespace`` and ``lease`` go with each call.
+
+    Times in seconds. Raises Unavailable where nobody listens.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        namespace: str = "default",
+        lease: str = "",
+        connect_timeout: float = 10.0,
+        timeout: float | None = None,
+    ) -> None:
+        self.address = address
+        self.namespace = namespace
+        self.lease = lease
+        self._timeout = timeout
+        self._socket = _connect(address, connect_timeout)
+        self._connection = ClientConnection()
+        self._calls: dict[int, _Call] = {}
+        # guards connection and calls; the reader lets go of it while it waits for the socket
+        self._state = threading.Condition()
+        self._reading = False
+        self._failure: Error | None = None
+        self._send_lock = threading.Lock()
+
+    def unary(
+        self,
+        method: str,
+        request: Message,
+        response: type[M],
+        *,
+        timeout: float | None = None,
+        namespace: str | None = None,
+    ) -> M:
+        """One call with one answer; raises the error that the daemon answers.
+
+        ``timeout`` in seconds; FOREVER for a call that waits for something by its nature.
+        """
+        stream = self._start(method, namespace)
+        try:
+            self._send(stream, request.encode(), end=True)
+            data = self._receive(stream, self._deadline(timeout))
+            if data is None:
+                raise Unavailable(f"{method} answered nothing")
+            message = response.decode(data)
+            # the status comes after the message, and it is the status that counts
+            self._receive(stream, self._deadline(timeout))
+        finally:
+            self._forget(stream)
+        return message
+
+    def stream(
+        self, method: str, request: Message, response: type[M], *, timeout: float = FOREVER
+    ) -> Iterator[M]:
+        """One call with many answers, as they come."""
+        stream = self._start(method, None)
+        deadline = self._deadline(timeout)
+        try:
+            self._send(stream, request.encode(), end=True)
+            while (data := self._receive(stream, deadline)) is not None:
+                yield response.decode(data)
+        finally:
+            self._forget(stream)
+
+    def duplex(self, method: str) -> Duplex:
+        """A call with many requests and many answers."""
+        return Duplex(self, self._start(method, None))
+
+    def with_lease(self, lease: str) -> _Leased:
+        """``with client.with_lease(id):`` calls inside name that lease."""
+        return _Leased(self, lease)
+
+    def close(self) -> None:
+        """Hang up; calls under way end with Unavailable."""
+        with self._state:
+            self._failure = self._failure or Canceled("client is closed")
+            self._state.notify_all()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _deadline(self, timeout: float | None) -> float:
+        seconds = timeout if timeout is not None else self._timeout
+        return time.monotonic() + (CALL_SECONDS if seconds is None else seconds)
+
+    def _start(self, method: str, namespace: str | None) -> int:
+        headers = [(NAMESPACE_HEADER, self.namespace if namespace is None else namespace)]
+        if self.lease:
+            headers.append((LEASE_HEADER, self.lease))
+        with self._state:
+            self._check()
+            stream = self._connection.start_call("/" + method, headers)
+            self._calls[stream] = _Call()
+        return stream
+
+    def _send(self, stream: int, data: bytes, *, end: bool) -> None:
+        with self._state:
+            self._check()
+            self._connection.send_message(stream, data, end=end)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what the connection wants written; one thread at a time, in order."""
+        with self._send_lock:
+            with self._state:
+                data = self._connection.data_to_send()
+            if not data:
+                return
+            try:
+                self._socket.sendall(data)
+            except OSError as error:
+                raise Unavailable(f"connection to {self.address}: {error}") from error
+
+    def _pending(self, stream: int) -> int:
+        with self._state:
+            return self._connection.pending(stream)
+
+    def _receive(self, stream: int, deadline: float) -> bytes | None:
+        """The next message of a call, None at its end; raises its error, DeadlineExceeded."""
+        while True:
+            with self._state:
+                call = self._calls[stream]
+                if call.messages:
+                    return call.messages.pop(0)
+                if call.ended:
+                    if call.error is not None:
+                        raise call.error
+                    return None
+                self._check()
+                if self._reading:
+                    self._state.wait(_left(deadline))
+                    continue
+                self._reading = True
+            self._read(deadline)
+
+    def _read(self, deadline: float) -> None:
+        """Read the socket once for everybody, and hand out what came."""
+        data = b""
+        failure: Error | None = None
+        try:
+            left = _left(deadline)
+            self._socket.settimeout(left)
+            data = self._socket.recv(READ_SIZE)
+            if not data:
+                failure = Unavailable(f"connection to {self.address} is closed")
+        except TimeoutError:
+            raise DeadlineExceeded("the daemon did not answer in time") from None
+        except OSError as error:
+            failure = Unavailable(f"connection to {self.address}: {error}")
+        finally:
+            with self._state:
+                self._reading = False
+                if failure is not None:
+                    self._failure = self._failure or failure
+                elif data:
+                    self._dispatch(data)
+                self._state.notify_all()
+        self._flush()
+
+    def _dispatch(self, data: bytes) -> None:
+        for event in self._connection.receive(data):
+            call = self._calls.get(event.stream_id)
+            if call is None:
+                continue
+            if isinstance(event, MessageReceived):
+                call.messages.append(event.data)
+            elif isinstance(event, CallEnded):
+                call.ended, call.error = True, event.error
+
+    def _forget(self, stream: int) -> None:
+        with self._state:
+            call = self._calls.pop(stream, None)
+            if call is None or call.ended or self._failure is not None:
+                return
+            self._connection.cancel(stream)
+        try:
+            self._flush()
+        except Unavailable:
+            return
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class Duplex:
+    """Both sides send. One thread at a time."""
+
+    def __init__(self, client: Client, stream: int) -> None:
+        self._client = client
+        self._stream = stream
+
+    def send(self, request: Message, *, end: bool = False) -> None:
+        """Send a message; waits where the daemon's window is full."""
+        self._client._send(self._stream, request.encode(), end=end)  # noqa: SLF001 its other half
+        deadline = time.monotonic() + CALL_SECONDS
+        while self._client._pending(self._stream):  # noqa: SLF001
+            self._client._read(deadline)  # noqa: SLF001
+
+    def receive(self, response: type[M], *, timeout: float = CALL_SECONDS) -> M | None:
+        """The next answer, or None at the end; raises the error that ended the call."""
+        deadline = time.monotonic() + timeout
+        data = self._client._receive(self._stream, deadline)  # noqa: SLF001
+        return None if data is None else response.decode(data)
+
+    def close(self) -> None:
+        """End the call."""
+        self._client._forget(self._stream)  # noqa: SLF001
+
+
+class _Leased:
+    def __init__(self, client: Client, lease: str) -> None:
+        self._client = client
+        self._lease = lease
+        self._before = client.lease
+
+    def __enter__(self) -> None:
+        self._client.lease = self._lease
+
+    def __exit__(self, *_: object) -> None:
+        self._client.lease = self._before
+
+
+def _left(deadline: float) -> float | None:
+    """Seconds to the deadline, None for never; raises DeadlineExceeded."""
+    if deadline == FOREVER:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("the daemon did not answer in time")
+    return left
+
+
+def _connect(address: str, timeout: float) -> socket.socket:
+    path = address.removeprefix("unix://")
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        found.settimeout(timeout)
+        found.connect(path)
+    except OSError as error:
+        found.close()
+        raise Unavailable(
+            f"failed to dial {path!r}: {error.strerror or error}; is containerd running?"
+        ) from error
+    return found

@@ -1,0 +1,395 @@
+"""``ctr tasks``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from kontti.client.client import FOREVER
+from kontti.cmd.ctr.grammar import BOOL, Call, Command, Flag
+from kontti.cmd.ctr.output import error, go_time, print_json, table, warn
+from kontti.cmd.ctr.session import CONTAINERS, TASKS, connect
+from kontti.cmd.ctr.stdio import Fifos, streams
+from kontti.errors import Error, FailedPrecondition, NotFound
+from kontti.wire.messages.google import Empty
+from kontti.wire.messages.services.containers.v1.containers import (
+    Container,
+    GetContainerRequest,
+    GetContainerResponse,
+)
+from kontti.wire.messages.services.tasks.v1.tasks import (
+    CloseIORequest,
+    DeleteProcessRequest,
+    DeleteResponse,
+    DeleteTaskRequest,
+    ExecProcessRequest,
+    GetRequest,
+    GetResponse,
+    KillRequest,
+    ListPidsRequest,
+    ListPidsResponse,
+    ListTasksRequest,
+    ListTasksResponse,
+    MetricsRequest,
+    MetricsResponse,
+    PauseTaskRequest,
+    ResizePtyRequest,
+    ResumeTaskRequest,
+    StartRequest,
+    StartResponse,
+    WaitRequest,
+    WaitResponse,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kontti.client.client import Client
+    from kontti.wire.messages.types.task.task import Process
+
+STATUSES = ("UNKNOWN", "CREATED", "RUNNING", "STOPPED", "PAUSED", "PAUSING")
+STOPPED = 3
+STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
+
+
+def container(client: Client, id: str) -> Container:
+    """The container's record; raises NotFound."""
+    request = GetContainerRequest(id=id)
+    answer = client.unary(CONTAINERS + "Get", request, GetContainerResponse)
+    return answer.container or Container()
+
+
+def task(client: Client, id: str, exec_id: str = "") -> Process:
+    """The task's state; raises NotFound for the container or the task."""
+    from kontti.wire.messages.types.task.task import Process
+
+    container(client, id)
+    answer = client.unary(TASKS + "Get", GetRequest(container_id=id, exec_id=exec_id), GetResponse)
+    return answer.process or Process()
+
+
+def list_(call: Call) -> None:
+    """Container, pid and status of each task."""
+    with connect(call) as client:
+        tasks = client.unary(TASKS + "List", ListTasksRequest(), ListTasksResponse).tasks
+    if call.bool("quiet"):
+        for process in tasks:
+            print(process.id)
+        return
+    rows: list[tuple[str, ...]] = [("TASK", "PID", "STATUS", "")]
+    rows += [(p.id, str(p.pid), STATUSES[p.status]) for p in tasks]
+    sys.stdout.write(table(rows, minimum=4, padding=4))
+
+
+def start(call: Call) -> int:
+    """Create and start a container's task; without --detach stay with it."""
+    from kontti.cmd.ctr.running import Run, create_task, follow
+
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        record = container(client, id)
+        run = Run(
+            id=id,
+            detach=call.bool("detach"),
+            null_io=call.bool("null-io"),
+            log_uri=call.str("log-uri"),
+            fifo_dir=call.str("fifo-dir"),
+            pid_file=call.str("pid-file"),
+            no_pivot=call.bool("no-pivot"),
+        )
+        return follow(client, create_task(client, record, run), run)
+
+
+def exec_(call: Call) -> int:
+    """Run a process in a running container, with its output and exit code."""
+    id = call.arg(0, "container id must be provided")
+    if not call.args[1:]:
+        raise FailedPrecondition("a command must be provided")
+    exec_id, detach = call.str("exec-id"), call.bool("detach")
+    with connect(call) as client:
+        record = container(client, id)
+        task(client, id)
+        tty = call.bool("tty")
+        spec = process_spec(record, call, tty)
+        io = streams(
+            exec_id, log_uri=call.str("log-uri"), directory=call.str("fifo-dir"), tty=tty
+        )
+        try:
+            return run_exec(client, io, spec, (id, exec_id), detach=detach)
+        finally:
+            if not detach:
+                io.close()
+
+
+def run_exec(
+    client: Client, io: Fifos | object, spec: bytes, ids: tuple[str, str], *, detach: bool
+) -> int:
+    """Exec, start, wait and delete one process; its exit code, 0 where detached."""
+    from kontti.cmd.ctr.stdio import Streams
+    from kontti.wire.messages.google import Any
+    from kontti.wire.typeurl import PROCESS_URL
+
+    if not isinstance(io, Streams):
+        raise TypeError(io)
+    id, exec_id = ids
+    request = ExecProcessRequest(
+        container_id=id,
+        exec_id=exec_id,
+        stdin=io.stdin,
+        stdout=io.stdout,
+        stderr=io.stderr,
+        terminal=io.terminal,
+        spec=Any(type_url=PROCESS_URL, value=spec),
+    )
+    client.unary(TASKS + "Exec", request, Empty)
+    deleted = DeleteProcessRequest(container_id=id, exec_id=exec_id)
+    try:
+        attach_calls(client, io, id, exec_id)
+        client.unary(TASKS + "Start", StartRequest(container_id=id, exec_id=exec_id), StartResponse)
+        if detach:
+            return 0
+        io.start()
+        wait = WaitRequest(container_id=id, exec_id=exec_id)
+        ended = client.unary(TASKS + "Wait", wait, WaitResponse, timeout=FOREVER)
+        io.finish()
+    finally:
+        if not detach:
+            delete_quietly(client, deleted)
+    return ended.exit_status
+
+
+def delete_quietly(client: Client, request: DeleteProcessRequest) -> None:
+    """Delete an exec; one that is gone is no error."""
+    try:
+        client.unary(TASKS + "DeleteProcess", request, DeleteResponse)
+    except NotFound:
+        return
+
+
+def attach_calls(client: Client, io: object, id: str, exec_id: str) -> None:
+    """Have the end of our stdin, our signals and our terminal's size reach the process."""
+    if not isinstance(io, Fifos):
+        return
+
+    def quietly(method: str, request: CloseIORequest | KillRequest | ResizePtyRequest) -> None:
+        try:
+            client.unary(TASKS + method, request, Empty)
+        except Error:
+            return  # it has ended meanwhile
+
+    io.close_stdin = lambda: quietly(
+        "CloseIO", CloseIORequest(container_id=id, exec_id=exec_id, stdin=True)
+    )
+    io.forward = lambda number: quietly(
+        "Kill", KillRequest(container_id=id, exec_id=exec_id, signal=number)
+    )
+    io.resize = lambda width, height: quietly(
+        "ResizePty", ResizePtyRequest(container_id=id, exec_id=exec_id, width=width, height=height)
+    )
+
+
+def process_spec(record: Container, call: Call, tty: bool) -> bytes:
+    """The container's own process with what the flags change, as JSON."""
+    spec = json.loads(record.spec.value) if record.spec else {}
+    process = dict(spec.get("process") or {})
+    process["terminal"] = tty
+    process["args"] = call.args[1:]
+    if call.str("cwd"):
+        process["cwd"] = call.str("cwd")
+    if call.str("user"):
+        process["user"] = user_of(record, call)
+    return json.dumps(process).encode()
+
+
+def user_of(record: Container, call: Call) -> object:
+    """The user by number, or by name in the container's own passwd."""
+    from kontti.cmd.ctr.specs import user_in_snapshot
+
+    with connect(call) as client:
+        return user_in_snapshot(client, record.snapshotter, record.snapshot_key, call.str("user"))
+
+
+def kill(call: Call) -> None:
+    """Send a signal: the one asked for, or the image's stop signal."""
+    from kontti.linux.process import signal_number
+
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        record = container(client, id)
+        text = call.str("signal") or record.labels.get(STOP_SIGNAL_LABEL, "") or "SIGTERM"
+        request = KillRequest(
+            container_id=id,
+            exec_id=call.str("exec-id"),
+            signal=signal_number(text),
+            all=call.bool("all"),
+        )
+        task(client, id)
+        client.unary(TASKS + "Kill", request, Empty)
+
+
+def pause(call: Call) -> None:
+    """Freeze a container's processes."""
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        task(client, id)
+        client.unary(TASKS + "Pause", PauseTaskRequest(container_id=id), Empty)
+
+
+def resume(call: Call) -> None:
+    """Thaw a container's processes."""
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        task(client, id)
+        client.unary(TASKS + "Resume", ResumeTaskRequest(container_id=id), Empty)
+
+
+def ps(call: Call) -> None:
+    """Pids, and what the runtime says of each."""
+    from kontti.wire.messages.types.runc.options.oci import ProcessDetails
+    from kontti.wire.typeurl import name_of
+
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        task(client, id)
+        request = ListPidsRequest(container_id=id)
+        found = client.unary(TASKS + "ListPids", request, ListPidsResponse).processes
+    rows: list[tuple[str, ...]] = [("PID", "INFO")]
+    for process in found:
+        info = "-"
+        if process.info is not None and name_of(process.info.type_url) == ProcessDetails.NAME:
+            details = ProcessDetails.decode(process.info.value)
+            info = f'&ProcessDetails{{ExecID:{details.exec_id},}}'
+        rows.append((str(process.pid), info))
+    sys.stdout.write(table(rows, minimum=1, padding=4 if len(rows) else 1))
+
+
+def metrics(call: Call) -> None:
+    """cgroup figures of one task."""
+    from kontti.cmd.ctr.figures import decode, rows_of
+
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        task(client, id)
+        request = MetricsRequest(filters=[f"id=={id}"])
+        found = client.unary(TASKS + "Metrics", request, MetricsResponse).metrics
+    if not found or found[0].data is None:
+        raise NotFound("no metrics received")
+    metric = found[0]
+    data = decode(metric.data)
+    if call.str("format") == "json":
+        from kontti.cmd.ctr.events import plain
+
+        print_json(plain(data))
+        return
+    stamp = metric.timestamp
+    when = go_time(stamp.seconds * 10**9 + stamp.nanos) if stamp else "-"
+    heading: list[tuple[str, ...]] = [("ID", "TIMESTAMP", ""), (metric.id, when, "")]
+    sys.stdout.write(table(heading, minimum=1, padding=4) + "\n")
+    rows = [("METRIC", "VALUE", ""), *((name, value, "") for name, value in rows_of(data))]
+    sys.stdout.write(table(rows, minimum=1, padding=4))
+
+
+def delete(call: Call) -> int:
+    """Delete tasks, or one exec'd process; the exit code is the last process's."""
+    if call.str("exec-id"):
+        id = call.arg(0, "container id must be provided")
+        with connect(call) as client:
+            request = DeleteProcessRequest(container_id=id, exec_id=call.str("exec-id"))
+            answer = client.unary(TASKS + "DeleteProcess", request, DeleteResponse)
+        return answer.exit_status
+    call.arg(0, "container id must be provided")
+    failure: Error | None = None
+    code = 0
+    with connect(call) as client:
+        for id in call.args:
+            try:
+                code = delete_one(client, id, force=call.bool("force"))
+            except Error as problem:
+                failure = failure or problem
+                error(f"unable to delete {id}: {problem.message}")
+    if failure is not None:
+        raise failure
+    return code
+
+
+def delete_one(client: Client, id: str, *, force: bool) -> int:
+    """Delete one task, killed first where forced; warns of an exit code that is not 0."""
+    if force:
+        kill_and_wait(client, id)
+    found = task(client, id)
+    if found.status != STOPPED and not force:
+        state = STATUSES[found.status].lower()
+        raise FailedPrecondition(f"task must be stopped before deletion: {state}")
+    answer = client.unary(TASKS + "Delete", DeleteTaskRequest(container_id=id), DeleteResponse)
+    if answer.exit_status:
+        warn(f"task {id} exit with non-zero exit code {answer.exit_status}")
+    return 0
+
+
+def kill_and_wait(client: Client, id: str) -> None:
+    """SIGKILL, and wait for the end; a task that has ended already is no error."""
+    task(client, id)
+    try:
+        client.unary(TASKS + "Kill", KillRequest(container_id=id, signal=9, all=True), Empty)
+    except (NotFound, FailedPrecondition):
+        return
+    client.unary(TASKS + "Wait", WaitRequest(container_id=id), WaitResponse, timeout=30.0)
+
+
+def attach(call: Call) -> int:
+    """Take over the streams of a task that another client started with FIFOs."""
+    from kontti.cmd.ctr.running import attach_existing
+
+    id = call.arg(0, "container id must be provided")
+    with connect(call) as client:
+        return attach_existing(client, task(client, id))
+
+
+_START = (
+    Flag("no-pivot", BOOL),
+    Flag("null-io", BOOL, "send all IO to /dev/null"),
+    Flag("log-uri"),
+    Flag("fifo-dir"),
+    Flag("pid-file"),
+    Flag("detach,d", BOOL),
+)
+_EXEC = (
+    Flag("cwd"),
+    Flag("tty,t", BOOL),
+    Flag("detach,d", BOOL),
+    Flag("exec-id", required=True),
+    Flag("fifo-dir"),
+    Flag("log-uri"),
+    Flag("user"),
+)
+EXEC = Command(
+    "exec",
+    exec_,
+    "execute additional processes in an existing container",
+    args="[flags] CONTAINER CMD [ARG...]",
+    flags=_EXEC,
+    passthrough=True,
+)
+COMMANDS = (
+    Command("attach", attach, "attach to the IO of a running container", args="CONTAINER"),
+    Command(
+        "delete,del,remove,rm",
+        delete,
+        "delete one or more tasks",
+        args="CONTAINER [CONTAINER, ...]",
+        flags=[Flag("force,f", BOOL), Flag("exec-id")],
+    ),
+    EXEC,
+    Command("list,ls", list_, "list tasks", flags=[Flag("quiet,q", BOOL)]),
+    Command(
+        "kill",
+        kill,
+        "signal a container (default: SIGTERM)",
+        args="CONTAINER",
+        flags=[Flag("signal,s"), Flag("exec-id"), Flag("all,a", BOOL)],
+    ),
+    Command("metrics,metric", metrics, "get a single data point of metrics for a task", args="CONTAINER", flags=[Flag("format", default="table")]),  # fmt: skip
+    Command("pause", pause, "pause an existing container", args="CONTAINER"),
+    Command("ps", ps, "list processes for container", args="CONTAINER"),
+    Command("resume", resume, "resume a paused container", args="CONTAINER"),
+    Command("start", start, "start a container that has been created", args="CONTAINER", flags=_START),
+)

@@ -1,0 +1,50 @@
+"""One root, one owner: a lock in the root directory that says who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+from typing import Self
+
+from kontti.errors import FailedPrecondition
+
+NAME = "kontti.lock"
+
+
+class RootLock:
+    """Holds ``root`` for this process, described by ``owner``, until closed.
+
+    Raises FailedPrecondition, naming the holder, where another process has it. The kernel lets go
+    of it when the process ends, however that happens.
+    """
+
+    def __init__(self, root: str, owner: str) -> None:
+        os.makedirs(root, mode=0o711, exist_ok=True)
+        path = os.path.join(root, NAME)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 1024, 0).decode(errors="replace").strip()
+            os.close(self._fd)
+            raise FailedPrecondition(f"root {root} is in use by {holder or 'another'}") from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{owner} (pid {os.getpid()})\n".encode(), 0)
+
+    def close(self) -> None:
+        """Let go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()

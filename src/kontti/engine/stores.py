@@ -1,0 +1,119 @@
+"""The composition root: opens the stores in their order, and closes them in reverse."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kontti.content.local import LocalStore
+from kontti.diff.applier import LayerApplier
+from kontti.diff.base import Applier, Comparer
+from kontti.diff.differ import WalkingDiffer
+from kontti.diff.workers import Workers
+from kontti.engine.lock import RootLock
+from kontti.errors import Error
+from kontti.events.exchange import LocalExchange
+from kontti.metadata.scheduler import Policy, Scheduler
+from kontti.metadata.store import MetadataStore
+from kontti.namespaces import Scope
+from kontti.snapshots import overlay
+from kontti.snapshots.base import Snapshotter
+from kontti.snapshots.native import NativeSnapshotter
+from kontti.snapshots.overlay import OverlaySnapshotter
+from kontti.transfer.parts import Parts
+
+log = logging.getLogger(__name__)
+CONTENT_DIR = "io.containerd.content.v1.content"
+METADATA_DIR = "io.containerd.metadata.v1.sqlite"
+SNAPSHOTTER_DIR = "io.containerd.snapshotter.v1."
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where things are kept and how; options are by snapshotter and named as in config.toml."""
+
+    root: str
+    owner: str = "an embedded engine"
+    gc: Policy = field(default_factory=Policy)
+    sharing_policy: str = "shared"
+    overlay_root: str = ""
+    overlay_options: Mapping[str, object] = field(default_factory=dict)
+    native_root: str = ""
+    disabled_snapshotters: tuple[str, ...] = ()
+    warm_workers: int = 0
+
+
+class Stores:
+    """Everything on disk, open. ``failures`` says why a snapshotter is not there."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self.failures: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(RootLock(settings.root, settings.owner))
+            self.exchange = LocalExchange()
+            self.local_content = LocalStore(os.path.join(settings.root, CONTENT_DIR))
+            self.snapshotters = self._open_snapshotters()
+            for snapshotter in self.snapshotters.values():
+                stack.callback(snapshotter.close)
+            self.metadata = MetadataStore(
+                os.path.join(settings.root, METADATA_DIR, "meta.db"),
+                self.local_content,
+                self.snapshotters,
+                self.exchange,
+                policy=settings.sharing_policy,
+            )
+            stack.callback(self.metadata.close)
+            self.workers = Workers(warm=settings.warm_workers)
+            stack.callback(self.workers.close)
+            self.gc = Scheduler(self.metadata.collect, settings.gc)
+            self.metadata.on_mutation(self.gc.mutated)
+            self.gc.start()
+            stack.callback(self.gc.stop)
+            self._stack = stack.pop_all()
+
+    def _open_snapshotters(self) -> dict[str, Snapshotter]:
+        makers: dict[str, Callable[[], Snapshotter]] = {
+            "overlayfs": self._open_overlay,
+            "native": self._open_native,
+        }
+        opened = {}
+        for name, make in makers.items():
+            if name in self.settings.disabled_snapshotters:
+                continue
+            try:
+                opened[name] = make()
+            except (Error, OSError) as error:
+                self.failures[name] = str(error)
+                log.warning("snapshotter %s is not there: %s", name, error)
+        return opened
+
+    def _open_overlay(self) -> Snapshotter:
+        root = self.settings.overlay_root or self._snapshotter_root("overlayfs")
+        overlay.supported(root)
+        return OverlaySnapshotter(root, **self.settings.overlay_options)  # type: ignore[arg-type]
+
+    def _open_native(self) -> Snapshotter:
+        return NativeSnapshotter(self.settings.native_root or self._snapshotter_root("native"))
+
+    def _snapshotter_root(self, name: str) -> str:
+        return os.path.join(self.settings.root, SNAPSHOTTER_DIR + name)
+
+    def applier(self, scope: Scope) -> Applier:
+        """Applies layers of the scope's content."""
+        return LayerApplier(self.metadata.content(scope), self.workers)
+
+    def comparer(self, scope: Scope) -> Comparer:
+        """Makes layers in the scope's content."""
+        return WalkingDiffer(self.metadata.content(scope), self.workers)
+
+    def transfer_parts(self) -> Parts:
+        """What pull, push, import and export work on."""
+        return Parts(self.metadata, self.applier)
+
+    def close(self) -> None:
+        """Close everything; the root is free for another owner after it."""
+        self._stack.close()
