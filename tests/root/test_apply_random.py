@@ -1,4 +1,4 @@
-"""Any layers whatever: both ways of applying them agree, and so does making them again by comparing."""
+"""Any layers whatever: both ways of applying them agree, and comparing makes them again."""
 
 from __future__ import annotations
 
@@ -87,4 +87,6 @@ def assert_made_again(root: Path, store: LocalStore, chain: Chain, tree: dict[st
         again.layers.append(again.root / str(len(again.layers)) / "fs")
     found = again.tree()
     assert found.keys() == tree.keys()
-    assert {p: s for p, s in found.items() if p != "."} == {p: s for p, s in tree.items() if p != "."}
+    assert {p: s for p, s in found.items() if p != "."} == {
+        p: s for p, s in tree.items() if p != "."
+    }

@@ -19,8 +19,7 @@ from kontti.diff.differ import WalkingDiffer
 from kontti.errors import Error, InvalidArgument, Unimplemented
 from kontti.linux.mounts import mounted
 from kontti.values import Descriptor, Mount
-from tests.root.test_apply import BASE
-from tests.support.trees import Chain, Seen, look
+from tests.support.trees import BASE, Chain, Seen, look
 
 pytestmark = pytest.mark.root
 

@@ -6,17 +6,20 @@ import gzip
 import hashlib
 import os
 import stat
+import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kontti.content.base import Store
+from kontti.content.local import LocalStore
 from kontti.diff.applier import LayerApplier
 from kontti.diff.media_types import OCI_LAYER_GZIP
 from kontti.images.ingest import ingest
 from kontti.linux.mounts import mounted
 from kontti.values import Descriptor, Digest, Mount
-from tests.support.images import Entry, layer
+from tests.support.images import Entry, directory, layer, symlink
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ def look(mounts: Sequence[Mount]) -> dict[str, Seen]:
 def look_at(root: str) -> dict[str, Seen]:
     """The tree in a directory, by path; "." is the directory itself."""
     paths = ["."]
-    for directory, names, files in os.walk(root):
-        paths += [os.path.relpath(os.path.join(directory, n), root) for n in names + files]
+    for parent, names, files in os.walk(root):
+        paths += [os.path.relpath(os.path.join(parent, n), root) for n in names + files]
     inodes: dict[int, list[str]] = {}
     for path in paths:
         status = os.lstat(os.path.join(root, path))
@@ -134,3 +137,51 @@ def _data(full: str, mode: int) -> bytes:
     if stat.S_ISREG(mode):
         return Path(full).read_bytes()
     return os.fsencode(os.readlink(full)) if stat.S_ISLNK(mode) else b""
+
+
+def blob_file(store: Store, blob: Descriptor) -> Path:
+    with store.reader(blob.digest) as reader:
+        return Path(str(reader.path))
+
+
+def children_of_this_process() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def apply_all(root: Path, layers: Iterable[Iterable[Entry]], **options: Any) -> Chain:
+    """Layers applied by an applier made with ``options``."""
+    store = LocalStore(str(root / "content"))
+    chain = Chain(root / "layers", LayerApplier(store, **options), store)
+    for entries in layers:
+        chain.apply(entries)
+    return chain
+
+
+def hard_link(name: str, target: str) -> Entry:
+    return Entry(name, kind=tarfile.LNKTYPE, link=target)
+
+
+def device(name: str, major: int, minor: int, kind: bytes = tarfile.CHRTYPE) -> Entry:
+    return Entry(name, kind=kind, device=(major, minor), mode=0o620)
+
+
+BASE = [
+    directory("./", mode=0o751),
+    directory("etc", mode=0o711, uid=3, gid=4),
+    directory("etc/deep", mode=0o2770, uid=5, gid=6),
+    directory("etc/deep/er"),
+    Entry("etc/deep/er/file", b"deep", pax={"SCHILY.xattr.user.color": "red"}),
+    Entry("etc/passwd", b"root\n", mode=0o640, uid=1, gid=2),
+    Entry("etc/shadow", b"secret\n", mode=0o4755),
+    directory("var"),
+    Entry("var/a", b"a" * 100_000),
+    Entry("var/b", b"b"),
+    directory("var/cache"),
+    Entry("var/cache/one", b"1"),
+    Entry("var/cache/two", b"2"),
+    symlink("link", "etc"),
+    symlink("absolute", "/etc/deep"),
+    Entry("fifo", kind=tarfile.FIFOTYPE, mode=0o600),
+    device("null", 1, 3),
+    hard_link("var/hard", "var/a"),
+]

@@ -43,9 +43,8 @@ def written(entry: Entry, data: bytes = b"") -> bytes:
 
 
 def fields(entry: Entry) -> tuple[object, ...]:
-    return tuple(getattr(entry, name) for name in Entry.__slots__ if name != "xattrs") + (
-        entry.xattrs or {},
-    )
+    plain = (getattr(entry, name) for name in Entry.__slots__ if name != "xattrs")
+    return (*plain, entry.xattrs or {})
 
 
 def archive(infos: list[tarfile.TarInfo], form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -154,6 +153,15 @@ def test_global_records_hold_until_they_are_overridden() -> None:
 def test_data_not_asked_for_is_passed_over() -> None:
     reader = TarReader([archive([named("a", 5000), named("b", 3)])])
     assert [entry.name for entry in reader] == [b"a", b"b"]
+
+
+def test_data_half_read_is_passed_over() -> None:
+    reader = TarReader(chunked(archive([named("a", 5000), named("b", 3)]), 700))
+    entries = iter(reader)
+    next(entries)
+    reader.data()
+    next(reader.data())
+    assert next(entries).name == b"b"
 
 
 def test_a_missing_end_is_put_up_with() -> None:

@@ -92,16 +92,14 @@ class Source:
         self._position = end
         return self._buffer[start:end]
 
-    def views(self, count: int) -> Iterator[memoryview]:
-        """The next ``count`` bytes, not copied; raises InvalidArgument where the stream ends."""
-        while count:
-            if self._position == len(self._buffer) and not self._refill():
-                raise InvalidArgument("unexpected EOF in tar entry")
-            end = min(len(self._buffer), self._position + count)
-            view = memoryview(self._buffer)[self._position : end]
-            self._position = end
-            count -= len(view)
-            yield view
+    def view(self, most: int) -> memoryview:
+        """Some of the next ``most`` bytes, not copied; raises InvalidArgument at the end."""
+        if self._position == len(self._buffer) and not self._refill():
+            raise InvalidArgument("unexpected EOF in tar entry")
+        end = min(len(self._buffer), self._position + most)
+        view = memoryview(self._buffer)[self._position : end]
+        self._position = end
+        return view
 
     def drain(self) -> None:
         """Read to the end of the stream."""
@@ -137,18 +135,19 @@ class TarReader:
                 yield entry
 
     def data(self) -> Iterator[memoryview]:
-        """The current entry's data, once."""
-        count, self._left = self._left, 0
-        return self._source.views(count)
+        """The current entry's data, as far as it was not read."""
+        while self._left:
+            view = self._source.view(self._left)
+            self._left -= len(view)
+            yield view
 
     def drain(self) -> None:
         """Read what follows the archive, so that the whole stream is hashed."""
         self._source.drain()
 
     def _next_header(self) -> bytes:
-        for _ in self._source.views(self._left):
+        for _ in self.data():
             pass
-        self._left = 0
         if self._pad:
             self._source.take(self._pad)
         block = self._source.take(BLOCK)

@@ -1,8 +1,7 @@
 """The process that extracts one layer, or compares two trees, and ends.
 
-It is single-threaded where it gives up its view of the host: it may enter a mount namespace of its
-own, and it changes its root to the tree before it looks at the first byte of a layer. Everything is
-opened and imported before that.
+It may enter a mount namespace of its own, and it changes its root to the tree before it looks at a
+layer's entries. Everything is opened and imported before that.
 """
 
 from __future__ import annotations
@@ -72,6 +71,8 @@ def _os_failure(error: OSError) -> Result:
 
 
 def _apply(job: ApplyJob, rest: bytes) -> Result:
+    if job["blob"] is not None:
+        _end_with_parent()
     read = _blob_reader(job, rest)
     head = read(READ)
     compression = job["compression"] or detect(head)
@@ -81,8 +82,6 @@ def _apply(job: ApplyJob, rest: bytes) -> Result:
     tree: Tree = PlainTree()
     if job["tree"]["kind"] == "upper":
         tree = UpperTree(Lowers(lowers, unknown=not lowers), job["tree"]["opaque_xattr"])
-    if job["blob"] is not None:
-        Thread(target=_end_with_parent, daemon=True).start()
     feed = Feed(Rewound(head, read).read, compression, job["algorithm"], job["limit"])
     _extract(tree, feed)
     if job["sync"]:
@@ -162,6 +161,11 @@ class _Mount:
 
 
 def _end_with_parent() -> None:
+    # PR_SET_PDEATHSIG would fire when the thread ends that started us, not the process
+    Thread(target=_watch_input, daemon=True).start()
+
+
+def _watch_input() -> None:
     # nothing is sent behind a request that names its blob: input ends when the parent does
     while os.read(0, 1):
         pass
@@ -199,7 +203,7 @@ def _sync() -> None:
 def _compare(job: CompareJob) -> Result:
     from kontti.diff.compare import compare
 
+    _end_with_parent()
     preload(job["compression"])
     mount_trees([tree for tree in (job["lower"], job["upper"]) if tree is not None])
-    Thread(target=_end_with_parent, daemon=True).start()
     return compare(job, lambda data: write_all(1, data))

@@ -114,11 +114,20 @@ class Worker:
         tail = os.pread(self._stderr, _STDERR_TAIL, max(0, size - _STDERR_TAIL))
         return tail.decode(errors="replace").strip() or "no message"
 
+    def is_idle(self) -> bool:
+        """Whether it lives and has nothing to say."""
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
+        return not poll.poll(0)
+
     def close(self) -> None:
         """Kill it if it still runs, and reap it."""
         try:
             os.kill(self._pid, signal.SIGKILL)
             process.wait(self._pid, _REAP_SECONDS)
+        except (ProcessLookupError, ChildProcessError):
+            # a program that embeds us may reap whatever ends
+            pass
         finally:
             self._close_files()
 
@@ -146,10 +155,14 @@ class Workers:
 
     def take(self) -> Worker:
         """A started worker, the caller's to close."""
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return Worker()
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                return Worker()
+            if worker.is_idle():
+                return worker
+            worker.close()
 
     def refill(self) -> None:
         """Start what is missing; called when there is time for it."""

@@ -17,7 +17,8 @@ from kontti.values import AnyValue, check_identifier
 from kontti.wire.protobuf import Message
 
 log = logging.getLogger(__name__)
-_COMPONENT = re.compile(r"[A-Za-z0-9?_.-]+")
+# identifiers, and the question mark of containerd's topic for unknown task events
+_COMPONENT = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*|\?")
 
 
 @dataclass(eq=False, slots=True)
@@ -136,4 +137,6 @@ def field(value: object, path: Sequence[str]) -> tuple[str, bool]:
         value = getattr(value, name)
     if isinstance(value, Message) or value is None:
         return "", value is not None
+    if isinstance(value, bool):
+        return str(value).lower(), True
     return str(value), bool(value)

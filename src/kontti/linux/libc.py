@@ -227,3 +227,9 @@ def _syscall(name: str, number: int, *args: object) -> int:
 
 def _argument(value: object) -> object:
     return ctypes.c_long(value) if isinstance(value, int) else value
+
+
+def prctl_set_name(name: str) -> None:
+    """prctl(2), PR_SET_NAME: the name that ps shows, at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))

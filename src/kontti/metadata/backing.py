@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kontti.content.base import Store as ContentStore
+from kontti.content.locks import Held, NamedLocks
 from kontti.errors import InvalidArgument, NotFound
 from kontti.events.base import Publisher
 from kontti.metadata.database import Database
@@ -16,7 +18,66 @@ from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
 from kontti.values import Digest, Resource
 
-STRIPES = 64
+BLOCK = 1000
+
+
+class BackendNames:
+    """Names for the backends, ``<namespace>/<n>/<name>``: never the same twice, crash or not.
+
+    Numbers are taken from the database in blocks, so that a name costs no transaction.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._mutex = threading.Lock()
+        self._next = self._end = 0
+
+    def make(self, namespace: str, name: str) -> str:
+        """A new name; not to be called within a transaction."""
+        with self._mutex:
+            if self._next == self._end:
+                self._next = self._reserve()
+                self._end = self._next + BLOCK
+            number, self._next = self._next, self._next + 1
+        return f"{namespace}/{number}/{name}"
+
+    def _reserve(self) -> int:
+        with self._database.write() as connection:
+            connection.execute("INSERT OR IGNORE INTO counters VALUES ('backend', 1)")
+            query = "SELECT next FROM counters WHERE name = 'backend'"
+            (first,) = connection.execute(query).fetchone()
+            update = "UPDATE counters SET next = next + ? WHERE name = 'backend'"
+            connection.execute(update, (BLOCK,))
+        return int(first)
+
+
+class InFlight:
+    """Snapshots in backends that have no record yet, or not under this name: not orphans."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+        self._mutex = threading.Lock()
+
+    @contextlib.contextmanager
+    def making(self, snapshotter: str, names: Sequence[str]) -> Iterator[None]:
+        """``names`` are being made during the block."""
+        self._count(snapshotter, names, 1)
+        try:
+            yield
+        finally:
+            self._count(snapshotter, names, -1)
+
+    def _count(self, snapshotter: str, names: Sequence[str], by: int) -> None:
+        with self._mutex:
+            for name in names:
+                left = self._counts.pop((snapshotter, name), 0) + by
+                if left:
+                    self._counts[snapshotter, name] = left
+
+    def names(self, snapshotter: str) -> set[str]:
+        """What is being made now."""
+        with self._mutex:
+            return {name for where, name in self._counts if where == snapshotter}
 
 
 @dataclass(frozen=True)
@@ -29,15 +90,20 @@ class Backing:
     publisher: Publisher
     mutated: Callable[[bool], None]
     """Told of each change, True where something may have become garbage."""
+    names: BackendNames
     shared: bool = True
     """Whether a blob that one namespace has is another's for the asking of its digest."""
-    stripes: tuple[threading.Lock, ...] = field(
-        default_factory=lambda: tuple(threading.Lock() for _ in range(STRIPES))
-    )
+    locks: NamedLocks = field(default_factory=NamedLocks)
+    """Taken before a transaction, never within one."""
+    writers: Held = field(default_factory=Held)
+    """Namespace and ref of each ingest that is being written."""
+    in_flight: InFlight = field(default_factory=InFlight)
+    leftovers: threading.Event = field(default_factory=threading.Event)
+    """A backend may hold what no record names: the next collection looks through all of it."""
 
-    def digest_lock(self, digest: Digest) -> threading.Lock:
+    def digest_lock(self, digest: Digest) -> contextlib.AbstractContextManager[None]:
         """Held while a blob's file and its rows change together."""
-        return self.stripes[int(digest.encoded[:8], 16) % STRIPES]
+        return self.locks.hold(("blob", digest))
 
     def snapshotter(self, name: str) -> Snapshotter:
         """A backend; raises InvalidArgument for one that is not loaded."""
@@ -50,17 +116,6 @@ class Backing:
 def now() -> int:
     """Nanoseconds since the epoch."""
     return time.time_ns()
-
-
-def next_number(connection: sqlite3.Connection, name: str) -> int:
-    """The next of the numbers that make names in a backend unique."""
-    connection.execute(
-        "INSERT INTO counters (name, next) VALUES (?, 1) "
-        "ON CONFLICT (name) DO UPDATE SET next = next + 1",
-        (name,),
-    )
-    row = connection.execute("SELECT next FROM counters WHERE name = ?", (name,)).fetchone()
-    return int(row[0])
 
 
 def ensure_namespace(connection: sqlite3.Connection, namespace: str) -> None:
@@ -86,7 +141,7 @@ def check_lease(connection: sqlite3.Connection, scope: Scope) -> None:
     key = (scope.namespace, scope.lease)
     found = connection.execute("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", key)
     if found.fetchone() is None:
-        raise NotFound(f"lease {scope.lease!r}")
+        raise NotFound(f'lease "{scope.lease}"')
 
 
 def drop(connection: sqlite3.Connection, scope: Scope, resource: Resource) -> None:
@@ -95,3 +150,10 @@ def drop(connection: sqlite3.Connection, scope: Scope, resource: Resource) -> No
         "DELETE FROM lease_resources WHERE namespace = ? AND type = ? AND id = ?",
         (scope.namespace, resource.type, resource.id),
     )
+
+
+def refuse_other_paths(paths: Sequence[str], what: str) -> None:
+    """Raises InvalidArgument where a field mask names anything but labels."""
+    for path in paths:
+        if path != "labels" and not path.startswith("labels."):
+            raise InvalidArgument(f'cannot update "{path}" field on {what}')

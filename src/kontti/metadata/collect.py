@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
-from kontti.errors import Error, NotFound
 from kontti.metadata.backing import Backing, now
 from kontti.metadata.base import Collected
-from kontti.metadata.content import remove_unowned
 from kontti.metadata.database import load
 from kontti.metadata.gc import Graph, Node, Type
 from kontti.metadata.leases import CONTENT, INGESTS, SNAPSHOTS
+from kontti.metadata.sweep import (
+    abort_ingest,
+    attempt,
+    remove_blobs,
+    remove_orphans,
+    remove_snapshots,
+)
 from kontti.values import Digest
 from kontti.wire.messages.events.content import ContentDelete
 from kontti.wire.messages.events.image import ImageDelete
 from kontti.wire.messages.events.snapshot import SnapshotRemove
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -34,26 +36,48 @@ class Garbage:
     leases: list[tuple[str, str]] = field(default_factory=list)
     ingests: list[tuple[str, str, str]] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return any((self.blobs, self.snapshots, self.images, self.leases, self.ingests))
+
 
 def collect(backing: Backing) -> Collected:
-    """One collection, from mark to the last deleted file."""
-    started = time.monotonic()
-    # creating takes the same lock: nothing is made between the mark and the deletion of rows
-    with backing.database.write() as connection:
-        garbage = find(connection)
+    """One collection, from mark to the last deleted file; two at a time take turns."""
+    with backing.locks.hold("collection"):
+        started = time.monotonic()
+        garbage = mark(backing)
+        sweep(backing, garbage)
+        if backing.leftovers.is_set():
+            remove_orphans(backing)
+        return Collected(
+            blobs=len(garbage.blobs),
+            snapshots=len(garbage.snapshots),
+            leases=len(garbage.leases),
+            images=len(garbage.images),
+            seconds=time.monotonic() - started,
+        )
+
+
+def mark(backing: Backing) -> Garbage:
+    """Find what is garbage and forget it, as one change.
+
+    The search holds nobody up: it is done again under the writer's lock only where something was
+    written meanwhile.
+    """
+    database = backing.database
+    generation = database.generation
+    with database.read() as connection:
+        garbage = find(connection, backing.writers)
+    if not garbage:
+        return garbage
+    with database.write() as connection:
+        if database.generation != generation:
+            garbage = find(connection, backing.writers)
         delete_rows(connection, garbage)
-    sweep(backing, garbage)
-    return Collected(
-        blobs=len(garbage.blobs),
-        snapshots=len(garbage.snapshots),
-        leases=len(garbage.leases),
-        images=len(garbage.images),
-        seconds=time.monotonic() - started,
-    )
+    return garbage
 
 
-def find(connection: sqlite3.Connection) -> Garbage:
-    """Mark, and list what was not reached."""
+def find(connection: sqlite3.Connection, writers: Container[object] = ()) -> Garbage:
+    """Mark, and list what was not reached. The ingests in ``writers`` are being written."""
     graph = Graph(now())
     for namespace, name, digest, labels in connection.execute(
         "SELECT namespace, name, digest, labels FROM images"
@@ -72,9 +96,10 @@ def find(connection: sqlite3.Connection) -> Garbage:
         "SELECT namespace, snapshotter, key, backend, parent, labels FROM snapshots"
     ).fetchall()
     for namespace, snapshotter, key, _, parent, labels in snapshots:
-        above = [Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{parent}")] if parent else []
         node = Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{key}")
-        graph.add(node, load(labels), above, root=False)
+        graph.add(node, load(labels), root=False)
+        if parent:
+            graph.add_parent(node, Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{parent}"))
     add_leases(connection, graph)
     live = graph.reachable()
     return Garbage(
@@ -84,9 +109,9 @@ def find(connection: sqlite3.Connection) -> Garbage:
             for n, s, k, b, _, _ in snapshots
             if Node(Type.SNAPSHOT, n, f"{s}/{k}") not in live
         ],
-        images=[(n.namespace, n.key) for n in graph.expired if n.type is Type.IMAGE],
+        images=[(n.namespace, n.key) for n in graph.expired - live if n.type is Type.IMAGE],
         leases=[(n.namespace, n.key) for n in graph.expired if n.type is Type.LEASE],
-        ingests=dead_ingests(connection, graph.now, live),
+        ingests=[i for i in dead_ingests(connection, graph.now, live) if i[:2] not in writers],
     )
 
 
@@ -140,7 +165,7 @@ def delete_rows(connection: sqlite3.Connection, garbage: Garbage) -> None:
 
 
 def sweep(backing: Backing, garbage: Garbage) -> None:
-    """Delete from the backends what is forgotten, with no lock on the database."""
+    """Delete from the backends what is forgotten, with no lock on the database, and tell."""
     publish = backing.publisher.publish
     for namespace, name in garbage.images:
         publish(namespace, "/images/delete", ImageDelete(name=name))
@@ -152,56 +177,8 @@ def sweep(backing: Backing, garbage: Garbage) -> None:
     for namespace, snapshotter, key, _ in garbage.snapshots:
         event = SnapshotRemove(key=key, snapshotter=snapshotter)
         publish(namespace, "/snapshot/remove", event)
+    remove_blobs(backing, (Digest(digest) for _, digest in garbage.blobs))
     for namespace, digest in garbage.blobs:
-        remove_unowned(backing, Digest(digest))
         publish(namespace, "/content/delete", ContentDelete(digest=digest))
-    for _, _, backend in garbage.ingests:
-        with contextlib.suppress(NotFound):
-            backing.content.abort(backend)
-
-
-def remove_snapshots(backing: Backing, name: str, backends: set[str]) -> None:
-    """Remove snapshots from a backend, children before parents; one that fails stops no other."""
-    snapshotter = backing.snapshotters.get(name)
-    if snapshotter is None:
-        return
-    parents = {i.name: i.parent for i in snapshotter.walk() if i.name in backends}
-    for backend in sorted(parents, key=lambda b: -depth(parents, b)):
-        try:
-            snapshotter.remove(backend)
-        except Error as error:
-            log.warning("snapshot %s of %s stays: %s", backend, name, error)
-    snapshotter.cleanup()
-
-
-def depth(parents: Mapping[str, str], name: str) -> int:
-    """How many of ``parents`` stand above ``name``."""
-    steps = 0
-    while name := parents.get(name, ""):
-        steps += 1
-    return steps
-
-
-def reconcile(backing: Backing) -> None:
-    """At start, before anybody is served: remove from the backends what no record names.
-
-    A crash between a backend's change and its record leaves such things.
-    """
-    with backing.database.read() as connection:
-        recorded = {
-            (s, b) for s, b in connection.execute("SELECT snapshotter, backend FROM snapshots")
-        }
-        digests = {d for (d,) in connection.execute("SELECT DISTINCT digest FROM blobs")}
-        ingests = {b for (b,) in connection.execute("SELECT backend FROM ingests")}
-    for name, snapshotter in backing.snapshotters.items():
-        found = {info.name for info in snapshotter.walk()}
-        orphans = {b for b in found if (name, b) not in recorded}
-        if orphans:
-            remove_snapshots(backing, name, orphans)
-    for info in list(backing.content.walk()):
-        if info.digest not in digests:
-            remove_unowned(backing, info.digest)
-    for status in backing.content.list_statuses():
-        if status.ref not in ingests:
-            with contextlib.suppress(NotFound):
-                backing.content.abort(status.ref)
+    for _, _, ref in garbage.ingests:
+        attempt(backing, f"ingest {ref}", partial(abort_ingest, backing, ref))

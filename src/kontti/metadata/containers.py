@@ -13,7 +13,7 @@ from kontti.errors import AlreadyExists, InvalidArgument, NotFound
 from kontti.filters import Adaptor, parse_all
 from kontti.metadata.backing import Backing, ensure_namespace, now
 from kontti.metadata.base import Container
-from kontti.metadata.database import dump, load
+from kontti.metadata.database import clean, dump, load
 from kontti.namespaces import Scope
 from kontti.values import AnyValue, check_identifier, check_labels, merge_labels
 from kontti.wire.messages.events.container import (
@@ -67,7 +67,9 @@ class ContainerStore:
         """Raises AlreadyExists, InvalidArgument."""
         check(container)
         stamp = now()
-        made = replace(container, created_at=stamp, updated_at=stamp)
+        made = replace(
+            container, labels=clean(container.labels), created_at=stamp, updated_at=stamp
+        )
         with self._database.write() as connection:
             ensure_namespace(connection, self._namespace)
             done = connection.execute(
@@ -117,7 +119,7 @@ class ContainerStore:
                 "DELETE FROM containers WHERE namespace = ? AND id = ?", (self._namespace, id)
             )
             if not done.rowcount:
-                raise NotFound(f'container "{id}"')
+                raise NotFound(f'container "{id}" in namespace "{self._namespace}"')
         event = ContainerDelete(id=id)
         self._backing.publisher.publish(self._namespace, "/containers/delete", event)
         self._backing.mutated(True)
@@ -169,7 +171,7 @@ def _apply(updated: Container, new: Container, path: str) -> Container:
         "snapshotkey": lambda: replace(updated, snapshot_key=new.snapshot_key),
     }
     if path not in simple:
-        raise InvalidArgument(f'cannot update "{path}" field on container "{new.id}"')
+        raise InvalidArgument(f'cannot update "{path}" field on "{new.id}"')
     return simple[path]()
 
 

@@ -11,7 +11,13 @@ from typing import Self
 
 from kontti.content.base import Buffer, Info, Reader, Status, Writer
 from kontti.content.local import info_adaptor
-from kontti.errors import AlreadyExists, InvalidArgument, NotFound
+from kontti.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from kontti.filters import parse_all
 from kontti.metadata.backing import (
     Backing,
@@ -19,15 +25,17 @@ from kontti.metadata.backing import (
     drop,
     ensure_namespace,
     hold,
-    next_number,
     now,
+    refuse_other_paths,
 )
 from kontti.metadata.database import dump, load
 from kontti.metadata.leases import CONTENT, INGESTS
+from kontti.metadata.sweep import abort_ingest, remove_blobs
 from kontti.namespaces import Scope
 from kontti.values import EMPTY, Digest, Resource, check_labels, merge_labels
 from kontti.wire.messages.events.content import ContentCreate, ContentDelete
 
+SHAREABLE = "containerd.io/namespace.shareable"
 INGEST_SECONDS = 24 * 3600
 """How long an ingest that no lease keeps may wait for its writer."""
 _COLUMNS = "digest, size, labels, created_at, updated_at"
@@ -63,12 +71,7 @@ class NamespacedContent:
 
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels; raises NotFound, InvalidArgument for other fields."""
-        for path in paths:
-            if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(
-                    f"cannot update {path!r} field on content info {info.digest!r}"
-                )
-        check_labels(info.labels)
+        refuse_other_paths(paths, f'content info "{info.digest}"')
         with self._database.write() as connection:
             old = self._info(connection, info.digest)
             merged = merge_labels(old.labels, info.labels, paths)
@@ -98,11 +101,12 @@ class NamespacedContent:
                 "DELETE FROM blobs WHERE namespace = ? AND digest = ?", (self._namespace, digest)
             )
             if not done.rowcount:
-                raise NotFound(f"content {digest}")
+                raise NotFound(f"content digest {digest}")
             drop(connection, self._scope, Resource(digest, CONTENT))
-        remove_unowned(self._backing, digest)
+        remove_blobs(self._backing, [digest])
         event = ContentDelete(digest=digest)
         self._backing.publisher.publish(self._namespace, "/content/delete", event)
+        self._backing.mutated(True)
 
     def status(self, ref: str) -> Status:
         """Raises NotFound."""
@@ -139,94 +143,152 @@ class NamespacedContent:
         return [status for status in found if match(status)]
 
     def abort(self, ref: str) -> None:
-        """Throw the ingest away; raises NotFound."""
-        backend, _ = self._ingest(ref)
-        self.forget(ref)
-        with contextlib.suppress(NotFound):
-            self._backing.content.abort(backend)
+        """Throw the ingest away; raises NotFound, Unavailable while it is being written."""
+        with self._held(ref):
+            self._abort(ref)
 
-    def forget(self, ref: str) -> None:
-        """Drop the ingest's record."""
-        with self._database.write() as connection:
-            connection.execute(
-                "DELETE FROM ingests WHERE namespace = ? AND ref = ?", (self._namespace, ref)
-            )
-            drop(connection, self._scope, Resource(ref, INGESTS))
+    def _abort(self, ref: str) -> None:
+        backend, _ = self._ingest(ref)
+        abort_ingest(self._backing, backend)
+        with self._database.write(durable=False) as connection:
+            self._forget(connection, ref)
+
+    def _forget(self, connection: sqlite3.Connection, ref: str) -> None:
+        key = (self._namespace, ref)
+        connection.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", key)
+        drop(connection, self._scope, Resource(ref, INGESTS))
+
+    @contextlib.contextmanager
+    def _held(self, ref: str) -> Iterator[None]:
+        self._take(ref)
+        try:
+            yield
+        finally:
+            self.let_go(ref)
+
+    def _take(self, ref: str) -> None:
+        if not self._backing.writers.take((self._namespace, ref)):
+            raise Unavailable(f'ref "{ref}" locked')
+
+    def let_go(self, ref: str) -> None:
+        """The ref's writer is closed."""
+        self._backing.writers.release((self._namespace, ref))
 
     def writer(self, ref: str, total: int = 0, expected: str = "") -> Writer:
         """content.base.Ingester.writer; a blob another namespace has is taken over by digest."""
         if not ref:
             raise InvalidArgument("ref must not be empty")
         if expected:
-            self._adopt(Digest.parse(expected))
-        backend = self._record_ingest(ref, expected)
-        inner = self._backing.content.writer(backend, total, "")
+            self._take_over(Digest.parse(expected), total)
+        self._take(ref)
+        try:
+            return self._open(ref, total, expected)
+        except BaseException:
+            self.let_go(ref)
+            raise
+
+    def _open(self, ref: str, total: int, expected: str) -> NamespacedWriter:
+        backend, made = self._record_ingest(ref, expected)
+        try:
+            # the backend is not told what is expected: it may have that from another namespace
+            inner = self._backing.content.writer(backend, total, "")
+        except BaseException:
+            if made:
+                self._abort(ref)
+            raise
         return NamespacedWriter(self, inner, ref, expected)
 
-    def _adopt(self, digest: Digest) -> None:
+    def _take_over(self, digest: Digest, total: int) -> None:
         """Raises AlreadyExists where the blob is here, or could be taken from another namespace."""
-        with self._backing.digest_lock(digest), self._database.write() as connection:
-            check_lease(connection, self._scope)
-            try:
-                self._info(connection, digest)
-            except NotFound:
-                if not self._backing.shared or not self._elsewhere(connection, digest):
-                    return
-                with contextlib.suppress(NotFound):
-                    size = self._backing.content.info(digest).size
-                    self._insert(connection, digest, size, EMPTY)
-            else:
-                hold(connection, self._scope, Resource(digest, CONTENT))
+        with self._backing.digest_lock(digest):
+            size = self._size_here_or_elsewhere(digest)
+            if size is None or (total and total != size):
+                return
+            with self._database.write() as connection:
+                made = self._insert(connection, digest, size, EMPTY)
+        if made:
+            self._created(digest, size)
         raise AlreadyExists(f"content {digest}")
 
-    @staticmethod
-    def _elsewhere(connection: sqlite3.Connection, digest: Digest) -> bool:
-        query = "SELECT 1 FROM blobs WHERE digest = ? LIMIT 1"
-        return connection.execute(query, (digest,)).fetchone() is not None
+    def _size_here_or_elsewhere(self, digest: Digest) -> int | None:
+        with self._database.read() as connection:
+            try:
+                return self._info(connection, digest).size
+            except NotFound:
+                if not self._may_take(connection, digest):
+                    return None
+        try:
+            return self._backing.content.info(digest).size
+        except NotFound:
+            return None
 
-    def _record_ingest(self, ref: str, expected: str) -> str:
+    def _may_take(self, connection: sqlite3.Connection, digest: Digest) -> bool:
+        """Whether a namespace has the blob and lets others have it."""
+        rows = connection.execute(
+            "SELECT n.labels FROM blobs b JOIN namespaces n ON n.name = b.namespace "
+            "WHERE b.digest = ?",
+            (digest,),
+        )
+        if self._backing.shared:
+            return rows.fetchone() is not None
+        return any(load(row[0]).get(SHAREABLE) == "true" for row in rows)
+
+    def _record_ingest(self, ref: str, expected: str) -> tuple[str, bool]:
+        """The ingest's ref in the backend, and whether it is a new one."""
+        backend = self._backing.names.make(self._namespace, ref)
         expires = now() + INGEST_SECONDS * 10**9
-        with self._database.write() as connection:
+        # lost in a crash, it is begun again
+        with self._database.write(durable=False) as connection:
             ensure_namespace(connection, self._namespace)
             hold(connection, self._scope, Resource(ref, INGESTS))
-            row = connection.execute(
-                "SELECT backend FROM ingests WHERE namespace = ? AND ref = ?",
-                (self._namespace, ref),
-            ).fetchone()
-            if row is not None:
-                connection.execute(
-                    "UPDATE ingests SET expires_at = ? WHERE namespace = ? AND ref = ?",
-                    (expires, self._namespace, ref),
-                )
-                return str(row[0])
-            backend = f"{self._namespace}/{next_number(connection, 'ingest')}/{ref}"
-            connection.execute(
-                "INSERT INTO ingests VALUES (?, ?, ?, ?, ?)",
+            made = connection.execute(
+                "INSERT OR IGNORE INTO ingests VALUES (?, ?, ?, ?, ?)",
                 (self._namespace, ref, backend, expected, expires),
             )
-        return backend
+            if made.rowcount:
+                return backend, True
+            (old,) = connection.execute(
+                "UPDATE ingests SET expires_at = ?, expected = ? "
+                "WHERE namespace = ? AND ref = ? RETURNING backend",
+                (expires, expected, self._namespace, ref),
+            ).fetchall()
+        return str(old[0]), False
 
     def record(
         self, inner: Writer, size: int, expected: str, labels: Mapping[str, str], ref: str
     ) -> Digest:
-        """Commit ``inner`` and record its blob as one change to everybody else."""
+        """Commit ``inner`` and record its blob as one change to everybody else.
+
+        Raises what the backend's commit raises, NotFound for an unknown lease, AlreadyExists.
+        """
         check_labels(labels)
-        digest = inner.digest()
+        with self._database.read() as connection:
+            check_lease(connection, self._scope)
+        digest = Digest.parse(expected) if expected else inner.digest()
+        offset = inner.status().offset
         with self._backing.digest_lock(digest):
-            offset = inner.status().offset
+            # from another namespace: whoever wrote all of it may have it
             with contextlib.suppress(AlreadyExists):
-                inner.commit(size, expected)
-            with self._database.write() as connection:
-                existed = not self._insert(connection, digest, offset, labels)
-                key = (self._namespace, ref)
-                connection.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", key)
-                drop(connection, self._scope, Resource(ref, INGESTS))
-        if existed:
+                inner.commit(size, digest)
+            made = self._record_blob(digest, offset, labels, ref)
+        if not made:
             raise AlreadyExists(f"content {digest}")
-        event = ContentCreate(digest=digest, size=offset)
+        self._created(digest, offset)
+        return digest
+
+    def _record_blob(self, digest: Digest, size: int, labels: Mapping[str, str], ref: str) -> bool:
+        try:
+            with self._database.write() as connection:
+                self._forget(connection, ref)
+                return self._insert(connection, digest, size, labels)
+        except BaseException:
+            self._backing.leftovers.set()
+            raise
+
+    def _created(self, digest: Digest, size: int) -> None:
+        event = ContentCreate(digest=digest, size=size)
         self._backing.publisher.publish(self._namespace, "/content/create", event)
         self._backing.mutated(False)
-        return digest
 
     def _insert(
         self, connection: sqlite3.Connection, digest: Digest, size: int, labels: Mapping[str, str]
@@ -250,6 +312,7 @@ class NamespacedWriter:
         self._inner = inner
         self._ref = ref
         self._expected = expected
+        self._closed = False
 
     def status(self) -> Status:
         """Where it stands."""
@@ -271,12 +334,23 @@ class NamespacedWriter:
         self, size: int = 0, expected: str = "", labels: Mapping[str, str] = EMPTY
     ) -> Digest:
         """content.base.Writer.commit."""
+        if self._closed:
+            raise FailedPrecondition(f'writer of ref "{self._ref}" is closed')
         wanted = expected or self._expected
-        return self._store.record(self._inner, size, wanted, labels, self._ref)
+        try:
+            digest = self._store.record(self._inner, size, wanted, labels, self._ref)
+        except AlreadyExists:
+            self.close()
+            raise
+        self.close()
+        return digest
 
     def close(self) -> None:
         """Keep what was written for another writer of the ref."""
-        self._inner.close()
+        if not self._closed:
+            self._closed = True
+            self._inner.close()
+            self._store.let_go(self._ref)
 
     def __enter__(self) -> Self:
         return self
@@ -288,19 +362,6 @@ class NamespacedWriter:
         tb: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def remove_unowned(backing: Backing, digest: Digest) -> bool:
-    """Delete the blob's file unless a namespace has it; says whether it did."""
-    with backing.digest_lock(digest):
-        with backing.database.read() as connection:
-            query = "SELECT 1 FROM blobs WHERE digest = ? LIMIT 1"
-            if connection.execute(query, (digest,)).fetchone() is not None:
-                return False
-        with contextlib.suppress(NotFound):
-            backing.content.delete(digest)
-            return True
-    return False
 
 
 def _from_row(row: tuple[str, int, str, int, int]) -> Info:

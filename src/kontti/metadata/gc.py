@@ -23,15 +23,16 @@ BREF_CONTENT, BREF_SNAPSHOT = PREFIX + "bref.content", PREFIX + "bref.snapshot."
 BREF_IMAGE, BREF_CONTAINER = PREFIX + "bref.image", PREFIX + "bref.container"
 
 
-class Type(enum.Enum):
+class Type(enum.IntEnum):
     """What a node is."""
 
-    CONTENT = "content"
-    SNAPSHOT = "snapshot"
-    IMAGE = "image"
-    CONTAINER = "container"
-    INGEST = "ingest"
-    LEASE = "lease"
+    # numbers: an enum of anything else is hashed in Python, and nodes are hashed a lot
+    CONTENT = 1
+    SNAPSHOT = 2
+    IMAGE = 3
+    CONTAINER = 4
+    INGEST = 5
+    LEASE = 6
 
 
 class Node(NamedTuple):
@@ -48,6 +49,7 @@ class Graph:
 
     now: int
     edges: dict[Node, list[Node]] = field(default_factory=dict)
+    parents: dict[Node, Node] = field(default_factory=dict)
     roots: set[Node] = field(default_factory=set)
     flat: set[Node] = field(default_factory=set)
     expired: set[Node] = field(default_factory=set)
@@ -55,7 +57,7 @@ class Graph:
     def add(
         self, node: Node, labels: Mapping[str, str], refers: Iterable[Node] = (), *, root: bool
     ) -> None:
-        """A record with its own references; one that is a root unless its label says it expired."""
+        """A record with what it refers to; a root is one no more once its label says it expired."""
         self.edges.setdefault(node, []).extend(refers)
         self.edges[node].extend(references(node.namespace, labels))
         for source in back_references(node.namespace, labels):
@@ -79,16 +81,30 @@ class Graph:
         else:
             self.roots.update(holds)
 
+    def add_parent(self, node: Node, parent: Node) -> None:
+        """A snapshot stands on its parent, and cannot be without it, whoever keeps it."""
+        self.parents[node] = parent
+        self.edges.setdefault(node, []).append(parent)
+
     def reachable(self) -> set[Node]:
         """Roots, all that they refer to, and what flat leases hold."""
         found = set(self.roots)
         stack = list(self.roots)
         while stack:
             for target in self.edges.get(stack.pop(), ()):
-                if target not in found and target not in self.expired:
+                if target not in found:
                     found.add(target)
                     stack.append(target)
-        return found | self.flat
+        return found | self._standing_on(self.flat)
+
+    def _standing_on(self, nodes: Iterable[Node]) -> set[Node]:
+        found: set[Node] = set()
+        for node in nodes:
+            above: Node | None = node
+            while above is not None and above not in found:
+                found.add(above)
+                above = self.parents.get(above)
+        return found
 
 
 def references(namespace: str, labels: Mapping[str, str]) -> Iterator[Node]:
@@ -141,6 +157,8 @@ def expires_at(labels: Mapping[str, str]) -> int | None:
     if not text:
         return None
     try:
-        return int(datetime.fromisoformat(text).timestamp() * 1e9)
+        moment = datetime.fromisoformat(text)
+        # RFC 3339 has an offset; without one nobody knows when it is meant
+        return None if moment.tzinfo is None else int(moment.timestamp() * 1e9)
     except (ValueError, OverflowError):
         return None

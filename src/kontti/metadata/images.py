@@ -11,7 +11,7 @@ from kontti.errors import AlreadyExists, InvalidArgument, NotFound
 from kontti.filters import Adaptor, parse_all
 from kontti.metadata.backing import Backing, ensure_namespace, now
 from kontti.metadata.base import Image
-from kontti.metadata.database import dump, load
+from kontti.metadata.database import clean, dump, load
 from kontti.namespaces import Scope
 from kontti.values import (
     Descriptor,
@@ -62,7 +62,7 @@ class ImageStore:
         """Raises AlreadyExists, InvalidArgument."""
         check(image)
         stamp = now()
-        made = replace(image, created_at=stamp, updated_at=stamp)
+        made = replace(image, labels=clean(image.labels), created_at=stamp, updated_at=stamp)
         with self._database.write() as connection:
             ensure_namespace(connection, self._namespace)
             done = connection.execute(
@@ -72,14 +72,14 @@ class ImageStore:
                     image.name,
                     image.target.digest,
                     _dump_target(image.target),
-                    dump(image.labels),
+                    dump(made.labels),
                     stamp,
                     stamp,
                 ),
             )
             if not done.rowcount:
                 raise AlreadyExists(f'image "{image.name}"')
-        self._publish("create", ImageCreate(name=image.name, labels=image.labels))
+        self._publish("create", ImageCreate(name=made.name, labels=made.labels))
         self._backing.mutated(False)
         return made
 
@@ -110,7 +110,9 @@ class ImageStore:
         with self._database.write() as connection:
             old = self._get(connection, name)
             if target is not None and target.digest != old.target.digest:
-                raise NotFound(f'image "{name}" has another target')
+                raise NotFound(
+                    f'image "{name}" has target {old.target.digest}, not {target.digest}'
+                )
             connection.execute(
                 "DELETE FROM images WHERE namespace = ? AND name = ?", (self._namespace, name)
             )
@@ -126,8 +128,7 @@ def check(image: Image) -> None:
     if not image.name:
         raise InvalidArgument("image name must not be empty")
     check_labels(image.labels)
-    if not image.target.digest:
-        raise InvalidArgument("image target digest must not be empty")
+    Digest.parse(image.target.digest)
     if image.target.size <= 0:
         raise InvalidArgument("size must be greater than zero")
     if not image.target.media_type:
@@ -136,7 +137,7 @@ def check(image: Image) -> None:
 
 def _masked(old: Image, new: Image, paths: Sequence[str]) -> Image:
     if not paths:
-        return replace(old, target=new.target, labels=dict(new.labels))
+        return replace(old, target=new.target, labels=clean(new.labels))
     updated = old
     for path in paths:
         if path == "labels" or path.startswith("labels."):

@@ -10,9 +10,9 @@ from kontti.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemente
 from kontti.filters import Adaptor, parse_all
 from kontti.metadata.backing import Backing, ensure_namespace, now
 from kontti.metadata.base import Lease
-from kontti.metadata.database import dump, load
+from kontti.metadata.database import clean, dump, load
 from kontti.namespaces import Scope
-from kontti.values import EMPTY, Digest, Resource, check_labels
+from kontti.values import EMPTY, Digest, Resource
 
 CONTENT, INGESTS, SNAPSHOTS = "content", "ingests", "snapshots/"
 
@@ -27,7 +27,6 @@ class LeaseStore:
 
     def create(self, id: str, labels: Mapping[str, str] = EMPTY) -> Lease:
         """Raises AlreadyExists; an empty id gets a random one."""
-        check_labels(labels)
         name = id or secrets.token_hex(16)
         stamp = now()
         with self._database.write() as connection:
@@ -38,7 +37,8 @@ class LeaseStore:
             )
             if not done.rowcount:
                 raise AlreadyExists(f'lease "{name}"')
-        return Lease(name, stamp, dict(labels))
+        self._backing.mutated(False)
+        return Lease(name, stamp, clean(labels))
 
     def delete(self, id: str) -> None:
         """Raises NotFound; what only it kept becomes garbage."""
@@ -109,10 +109,11 @@ def check_resource(resource: Resource) -> None:
     if resource.type == CONTENT:
         Digest.parse(resource.id)
     elif resource.type.startswith(SNAPSHOTS):
-        if not resource.type.removeprefix(SNAPSHOTS):
-            raise InvalidArgument(f"invalid snapshot resource type {resource.type!r}")
+        snapshotter = resource.type.removeprefix(SNAPSHOTS)
+        if not snapshotter or "/" in snapshotter:
+            raise InvalidArgument(f'invalid snapshot resource type "{resource.type}"')
     elif resource.type != INGESTS:
-        raise Unimplemented(f"resource type {resource.type!r} not supported yet")
+        raise Unimplemented(f'resource type "{resource.type}" not supported yet')
 
 
 def _adaptor(lease: Lease) -> Adaptor:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 
 from kontti.errors import AlreadyExists, FailedPrecondition, NotFound
-from kontti.metadata.backing import Backing
+from kontti.metadata.backing import Backing, ensure_namespace, refuse_other_paths
 from kontti.metadata.base import Namespace
-from kontti.metadata.database import dump, load
-from kontti.values import check_identifier, check_labels, merge_labels
+from kontti.metadata.database import clean, dump, load
+from kontti.values import check_identifier, merge_labels
 from kontti.wire.messages.events.namespace import (
     NamespaceCreate,
     NamespaceDelete,
     NamespaceUpdate,
 )
 
-_CONTENTS = (
-    ("images", "images"),
-    ("blobs", "blobs"),
-    ("snapshots", "snapshots"),
-    ("containers", "containers"),
-)
+_CONTENTS = ("images", "blobs", "containers")
 
 
 class NamespaceStore:
@@ -37,7 +33,7 @@ class NamespaceStore:
                 "SELECT labels FROM namespaces WHERE name = ?", (name,)
             ).fetchone()
         if row is None:
-            raise NotFound(f"namespace {name!r}")
+            raise NotFound(f'namespace "{name}"')
         return Namespace(name, load(row[0]))
 
     def list(self) -> Sequence[Namespace]:
@@ -49,7 +45,6 @@ class NamespaceStore:
     def create(self, namespace: Namespace) -> Namespace:
         """Raises AlreadyExists, InvalidArgument."""
         check_identifier(namespace.name, "namespace")
-        check_labels(namespace.labels)
         with self._database.write() as connection:
             made = connection.execute(
                 "INSERT OR IGNORE INTO namespaces VALUES (?, ?)",
@@ -59,12 +54,14 @@ class NamespaceStore:
                 raise AlreadyExists(f'namespace "{namespace.name}"')
         event = NamespaceCreate(name=namespace.name, labels=namespace.labels)
         self._backing.publisher.publish(namespace.name, "/namespaces/create", event)
-        return namespace
+        return Namespace(namespace.name, clean(namespace.labels))
 
     def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
-        """Only labels change; raises NotFound."""
-        check_labels(namespace.labels)
+        """Only labels change. A namespace that nobody used yet comes to be, as in containerd."""
+        check_identifier(namespace.name, "namespace")
+        refuse_other_paths(paths, f'namespace "{namespace.name}"')
         with self._database.write() as connection:
+            ensure_namespace(connection, namespace.name)
             old = self.get(namespace.name)
             merged = merge_labels(old.labels, namespace.labels, paths)
             connection.execute(
@@ -75,20 +72,32 @@ class NamespaceStore:
         return Namespace(namespace.name, merged)
 
     def delete(self, name: str) -> None:
-        """Raises NotFound, and FailedPrecondition where it still holds something."""
+        """Raises NotFound, and FailedPrecondition where it still holds more than leases."""
         with self._database.write() as connection:
             self.get(name)
-            held = [
-                what
-                for what, table in _CONTENTS
-                if connection.execute(
-                    f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1",
-                    (name,),
-                ).fetchone()
-            ]
+            held = _held(connection, name)
             if held:
                 raise FailedPrecondition(
                     f'namespace "{name}" must be empty, but it still has {", ".join(held)}'
                 )
+            for table in ("lease_resources", "leases", "ingests"):
+                connection.execute(f"DELETE FROM {table} WHERE namespace = ?", (name,))
             connection.execute("DELETE FROM namespaces WHERE name = ?", (name,))
         self._backing.publisher.publish(name, "/namespaces/delete", NamespaceDelete(name=name))
+        # its ingests have no record any more
+        self._backing.leftovers.set()
+        self._backing.mutated(True)
+
+
+def _held(connection: sqlite3.Connection, name: str) -> list[str]:
+    held = [
+        table
+        for table in _CONTENTS
+        if connection.execute(
+            f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1", (name,)
+        ).fetchone()
+    ]
+    query = "SELECT DISTINCT snapshotter FROM snapshots WHERE namespace = ? ORDER BY 1"
+    for (snapshotter,) in connection.execute(query, (name,)):
+        held.append(f'snapshots on "{snapshotter}" snapshotter')
+    return held

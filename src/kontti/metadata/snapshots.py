@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 
 from kontti.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kontti.filters import Adaptor, parse_all
@@ -15,11 +15,12 @@ from kontti.metadata.backing import (
     drop,
     ensure_namespace,
     hold,
-    next_number,
     now,
+    refuse_other_paths,
 )
 from kontti.metadata.database import dump, load
 from kontti.metadata.leases import SNAPSHOTS
+from kontti.metadata.sweep import attempt, remove_snapshot
 from kontti.namespaces import Scope
 from kontti.snapshots.base import INHERITED_PREFIX, TARGET_LABEL, Info, Kind, Usage
 from kontti.values import EMPTY, Mount, Resource, check_labels, merge_labels
@@ -62,16 +63,11 @@ class NamespacedSnapshotter:
         return row
 
     def _info(self, row: Row) -> Info:
-        key, backend, parent, labels, created, updated = row
-        kind = self._backend.stat(backend).kind
-        return Info(kind, key, parent, load(labels), created, updated)
+        return _merged(row, self._backend.stat(row[1]))
 
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels; raises NotFound, InvalidArgument for other fields."""
-        for path in paths:
-            if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(f"cannot update {path!r} field on snapshot {info.name!r}")
-        check_labels(info.labels)
+        refuse_other_paths(paths, f'snapshot "{info.name}"')
         with self._database.write() as connection:
             row = self._row(connection, info.name)
             merged = merge_labels(load(row[3]), info.labels, paths)
@@ -80,13 +76,16 @@ class NamespacedSnapshotter:
                 f"UPDATE snapshots SET labels = ?, updated_at = ? WHERE {_WHERE}",
                 (dump(merged), stamp, self._namespace, self._name, info.name),
             )
-        inherited = _inherited(merged)
-        with contextlib.suppress(NotFound):
-            old = self._backend.stat(row[1])
-            if dict(old.labels) != inherited:
-                self._backend.update(replace(old, labels=inherited), ["labels"])
+        self._update_backend(row, merged)
         self._backing.mutated(True)
-        return replace(self._info(row), labels=merged, updated_at=stamp)
+        return self._info((*row[:3], dump(merged), row[4], stamp))
+
+    def _update_backend(self, row: Row, labels: Mapping[str, str]) -> None:
+        old, new = _inherited(load(row[3])), _inherited(labels)
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if changed:
+            wanted = Info(Kind.UNKNOWN, row[1], labels=new)
+            self._backend.update(wanted, [f"labels.{key}" for key in sorted(changed)])
 
     def usage(self, key: str) -> Usage:
         """Raises NotFound."""
@@ -114,33 +113,65 @@ class NamespacedSnapshotter:
         if not key:
             raise InvalidArgument("snapshot key must not be empty")
         check_labels(labels)
-        backend_key, backend_parent = self._plan(key, parent, labels.get(TARGET_LABEL, ""))
+        target = labels.get(TARGET_LABEL, "")
+        backend_parent = self._check_new(key, parent, target)
+        backend = self._backing.names.make(self._namespace, key)
         create = self._backend.view if readonly else self._backend.prepare
-        mounts = create(backend_key, backend_parent, _inherited(labels))
-        try:
-            with self._database.write() as connection:
-                self._parent_row(connection, parent)
-                self._insert(connection, key, backend_key, parent, labels)
-        except BaseException:
-            self._remove_backend(backend_key)
-            raise
+        with self._backing.in_flight.making(self._name, [backend]):
+            try:
+                mounts = create(backend, backend_parent, _inherited(labels))
+            except AlreadyExists:
+                self._take_over(target, parent, backend_parent, labels)
+                raise
+            try:
+                with self._database.write() as connection:
+                    self._parent_row(connection, parent)
+                    self._insert(connection, key, backend, parent, labels)
+            except BaseException:
+                self._remove_backend(backend)
+                raise
         if not readonly:
             event = SnapshotPrepare(key=key, parent=parent, snapshotter=self._name)
             self._publish("prepare", event)
         self._backing.mutated(False)
         return mounts
 
-    def _plan(self, key: str, parent: str, target: str) -> tuple[str, str]:
-        """Names in the backend for a snapshot and its parent; raises what forbids it."""
-        with self._database.write() as connection:
+    def _check_new(self, key: str, parent: str, target: str) -> str:
+        """The parent's name in the backend; raises what forbids a new snapshot ``key``."""
+        with self._database.read() as connection:
             check_lease(connection, self._scope)
             self._check_free(connection, key)
-            if target and self._exists(connection, target):
+            if not (target and self._exists(connection, target)):
+                return self._parent_row(connection, parent)
+        if self._scope.lease:
+            with self._database.write() as connection:
                 hold(connection, self._scope, self._resource(target))
-                raise AlreadyExists(f"target snapshot {target!r}")
-            backend_parent = self._parent_row(connection, parent)
-            number = next_number(connection, "snapshot")
-        return f"{self._namespace}/{number}/{key}", backend_parent
+        raise AlreadyExists(f'target snapshot "{target}"')
+
+    def _take_over(
+        self, target: str, parent: str, backend_parent: str, labels: Mapping[str, str]
+    ) -> None:
+        """Record the target that a remote snapshotter says it has already.
+
+        https://github.com/containerd/containerd/blob/main/docs/remote-snapshotter.md
+        """
+        if not target:
+            return
+        found = self._find_target(target, backend_parent)
+        with self._backing.locks.hold(("backend", self._name, found)):
+            self._backend.stat(found)  # a collection may have had it until now
+            with self._database.write() as connection:
+                if not self._exists(connection, target):
+                    self._parent_row(connection, parent)
+                    self._insert(connection, target, found, parent, labels)
+
+    def _find_target(self, target: str, backend_parent: str) -> str:
+        wanted = f'labels."{TARGET_LABEL}"=={json.dumps(target, ensure_ascii=False)}'
+        for info in self._backend.walk([wanted]):
+            same = info.labels.get(TARGET_LABEL) == target and info.parent == backend_parent
+            if same and info.kind is Kind.COMMITTED:
+                return info.name
+        raise NotFound(f'target snapshot "{target}" in backend')
 
     def _parent_row(self, connection: sqlite3.Connection, parent: str) -> str:
         if not parent:
@@ -185,32 +216,32 @@ class NamespacedSnapshotter:
         if not name:
             raise InvalidArgument("snapshot name must not be empty")
         check_labels(labels)
-        with self._database.write() as connection:
-            check_lease(connection, self._scope)
-            self._check_free(connection, name)
-            row = self._row(connection, key)
-            backend_parent = self._parent_row(connection, parent) if parent else None
-            number = next_number(connection, "snapshot")
-        backend_name = f"{self._namespace}/{number}/{name}"
-        self._backend.commit(backend_name, row[1], _inherited(labels), backend_parent)
-        self._record_commit(name, key, backend_name, labels, row[2] if parent is None else parent)
+        # two commits of one name: the second finds it taken before its snapshot is consumed
+        with self._backing.locks.hold(*((self._name, self._namespace, k) for k in (name, key))):
+            self._commit(name, key, labels, parent)
         event = SnapshotCommit(key=key, name=name, snapshotter=self._name)
         self._publish("commit", event)
         self._backing.mutated(False)
 
-    def _record_commit(
-        self, name: str, key: str, backend: str, labels: Mapping[str, str], parent: str
-    ) -> None:
-        try:
-            with self._database.write() as connection:
-                self._insert(connection, name, backend, parent, labels)
-                self._delete(connection, key)
-        except AlreadyExists:
-            # another commit of the same name won while the backend was at it
-            with self._database.write() as connection:
-                self._delete(connection, key)
-            self._remove_backend(backend)
-            raise
+    def _commit(self, name: str, key: str, labels: Mapping[str, str], parent: str | None) -> None:
+        with self._database.read() as connection:
+            check_lease(connection, self._scope)
+            self._check_free(connection, name)
+            row = self._row(connection, key)
+            backend_parent = self._parent_row(connection, parent) if parent else None
+        backend = self._backing.names.make(self._namespace, name)
+        with self._backing.in_flight.making(self._name, [backend, row[1]]):
+            self._backend.commit(backend, row[1], _inherited(labels), backend_parent)
+            try:
+                with self._database.write() as connection:
+                    self._row(connection, key)
+                    self._parent_row(connection, parent or row[2])
+                    self._insert(connection, name, backend, parent or row[2], labels)
+                    self._delete(connection, key)
+            except BaseException:
+                # the active one is consumed: with no record it is nobody's
+                self._remove_backend(backend)
+                raise
 
     def _delete(self, connection: sqlite3.Connection, key: str) -> None:
         connection.execute(
@@ -236,9 +267,8 @@ class NamespacedSnapshotter:
         self._backing.mutated(True)
 
     def _remove_backend(self, backend: str) -> None:
-        # what is left behind in the backend is an orphan, and the next start's collection takes it
-        with contextlib.suppress(NotFound):
-            self._backend.remove(backend)
+        what = f"snapshot {backend} of {self._name}"
+        attempt(self._backing, what, partial(remove_snapshot, self._backing, self._name, backend))
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
         """Those that match, by key."""
@@ -249,11 +279,11 @@ class NamespacedSnapshotter:
                 "ORDER BY key",
                 (self._namespace, self._name),
             ).fetchall()
-        kinds = {info.name: info.kind for info in self._backend.walk()}
-        for key, backend, parent, labels, created, updated in rows:
-            if backend not in kinds:
-                continue  # removed meanwhile
-            info = Info(kinds[backend], key, parent, load(labels), created, updated)
+        backends = {info.name: info for info in self._backend.walk()}
+        for row in rows:
+            if row[1] not in backends:
+                continue  # removed meanwhile, or a commit that a crash cut short
+            info = _merged(row, backends[row[1]])
             if wanted.match(adaptor(info)):
                 yield info
 
@@ -269,6 +299,13 @@ class NamespacedSnapshotter:
 
     def _publish(self, what: str, event: Message) -> None:
         self._backing.publisher.publish(self._namespace, f"/snapshot/{what}", event)
+
+
+def _merged(row: Row, backend: Info) -> Info:
+    """A record with what only the backend knows: the kind, and labels of its own making."""
+    key, _, parent, labels, created, updated = row
+    both = {**backend.labels, **load(labels)}
+    return Info(backend.kind, key, parent, both, created, updated)
 
 
 def _inherited(labels: Mapping[str, str]) -> dict[str, str]:

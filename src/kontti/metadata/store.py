@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kontti.content.base import Store as ContentStore
+from kontti.errors import InvalidArgument
 from kontti.events.base import Publisher
-from kontti.metadata.backing import Backing
+from kontti.metadata.backing import BackendNames, Backing
 from kontti.metadata.base import Collected
-from kontti.metadata.collect import collect, reconcile
+from kontti.metadata.collect import collect
 from kontti.metadata.containers import ContainerStore
 from kontti.metadata.content import NamespacedContent
 from kontti.metadata.database import Database
@@ -32,16 +33,22 @@ class MetadataStore:
         *,
         policy: str = "shared",
     ) -> None:
+        """Raises InvalidArgument for another policy, and what opening the database raises."""
+        if policy not in ("shared", "isolated"):
+            raise InvalidArgument(f"unknown content sharing policy {policy!r}")
         self._listeners: list[Callable[[bool], None]] = []
+        database = Database(path)
         self._backing = Backing(
-            Database(path),
+            database,
             content,
             dict(snapshotters),
             publisher,
             self._mutated,
+            BackendNames(database),
             shared=policy == "shared",
         )
-        reconcile(self._backing)
+        # a crash may have left things in the backends; the first collection looks for them
+        self._backing.leftovers.set()
 
     @property
     def namespaces(self) -> NamespaceStore:

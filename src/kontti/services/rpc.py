@@ -98,7 +98,7 @@ def _unary(name: str, function: Callable[[Any, Context], Awaitable[T]]) -> Any:
             raise
         except Exception as error:
             await _abort(name, context, error)
-            raise AssertionError from error  # abort never returns
+            raise
 
     return behaviour
 

@@ -1,0 +1,91 @@
+"""Every service of the API with its adapter; those not built yet answer Unimplemented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from kontti.api.health.v1 import health_pb2
+from kontti.api.services.containers.v1 import containers_pb2
+from kontti.api.services.content.v1 import content_pb2
+from kontti.api.services.diff.v1 import diff_pb2
+from kontti.api.services.events.v1 import events_pb2
+from kontti.api.services.images.v1 import images_pb2
+from kontti.api.services.introspection.v1 import introspection_pb2
+from kontti.api.services.leases.v1 import leases_pb2
+from kontti.api.services.mounts.v1 import mounts_pb2
+from kontti.api.services.namespaces.v1 import namespace_pb2
+from kontti.api.services.sandbox.v1 import sandbox_pb2
+from kontti.api.services.snapshots.v1 import snapshots_pb2
+from kontti.api.services.streaming.v1 import streaming_pb2
+from kontti.api.services.tasks.v1 import tasks_pb2
+from kontti.api.services.transfer.v1 import transfer_pb2
+from kontti.api.services.version.v1 import version_pb2
+from kontti.diff.base import Applier, Comparer
+from kontti.events.base import Exchange
+from kontti.metadata.base import Metadata
+from kontti.namespaces import Scope
+from kontti.services.containers import ContainersService
+from kontti.services.content import ContentService
+from kontti.services.diff import DiffService
+from kontti.services.events import EventsService
+from kontti.services.images import ImagesService
+from kontti.services.introspection import IntrospectionService, PluginRow, ServerInfo
+from kontti.services.leases import LeasesService
+from kontti.services.namespaces import NamespacesService
+from kontti.services.rpc import Bridge, handlers
+from kontti.services.snapshots import SnapshotsService
+from kontti.services.tasks import TasksService
+from kontti.services.version import HealthService, VersionService
+from kontti.tasks.base import Tasks
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What the services adapt."""
+
+    metadata: Metadata
+    collect: Callable[[], object]
+    exchange: Exchange
+    applier: Callable[[Scope], Applier]
+    comparer: Callable[[Scope], Comparer]
+    tasks: Tasks
+    server: ServerInfo
+    plugins: Callable[[], Sequence[PluginRow]]
+
+
+class NotBuilt:
+    """An adapter without rpcs."""
+
+
+def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpcHandler]:
+    """gRPC's tables for every service."""
+    metadata = backends.metadata
+    adapters: tuple[tuple[Any, str, object], ...] = (
+        (containers_pb2, "Containers", ContainersService(metadata, bridge)),
+        (content_pb2, "Content", ContentService(metadata, bridge)),
+        (diff_pb2, "Diff", DiffService(backends.applier, backends.comparer, bridge)),
+        (events_pb2, "Events", EventsService(backends.exchange, bridge)),
+        (images_pb2, "Images", ImagesService(metadata, bridge, backends.collect)),
+        (
+            introspection_pb2,
+            "Introspection",
+            IntrospectionService(backends.server, backends.plugins),
+        ),
+        (leases_pb2, "Leases", LeasesService(metadata, bridge, backends.collect)),
+        (mounts_pb2, "Mounts", NotBuilt()),
+        (namespace_pb2, "Namespaces", NamespacesService(metadata.namespaces, bridge)),
+        (sandbox_pb2, "Store", NotBuilt()),
+        (sandbox_pb2, "Controller", NotBuilt()),
+        (snapshots_pb2, "Snapshots", SnapshotsService(metadata, bridge)),
+        (streaming_pb2, "Streaming", NotBuilt()),
+        (tasks_pb2, "Tasks", TasksService(backends.tasks)),
+        (transfer_pb2, "Transfer", NotBuilt()),
+        (version_pb2, "Version", VersionService()),
+        (health_pb2, "Health", HealthService()),
+    )
+    for module, name, adapter in adapters:
+        yield handlers(module.DESCRIPTOR.services_by_name[name], adapter)

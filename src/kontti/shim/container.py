@@ -1,0 +1,244 @@
+"""A container: its bundle, its runtime, its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from kontti.errors import AlreadyExists, Error, InvalidArgument, NotFound
+from kontti.linux import cgroups, mounts
+from kontti.shim.oci_runtime import OciRuntime, find
+from kontti.shim.process import DELETE, STOPPED, Process
+from kontti.shim.stdio import Names, Stdio
+from kontti.wire.messages.types.runc.options.oci import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kontti.shim.loop import Loop
+    from kontti.wire.messages.runtime.task.v2.shim import (
+        CreateTaskRequest,
+        ExecProcessRequest,
+    )
+
+DEFAULT_ROOT = "/run/containerd/runc"
+
+
+class Host:
+    """What containers of one shim share: the loop, the namespace, the runtime to use by default.
+
+    ``sealed`` maps a runtime's path to the path of a sealed copy to run in its place.
+    """
+
+    def __init__(self, loop: Loop, namespace: str, runtime: str, sealed: dict[str, str]) -> None:
+        self.loop = loop
+        self.namespace = namespace
+        self.runtime = runtime
+        self.sealed = sealed
+
+
+class Container:
+    """Made by ``create``; deleted when its first process is."""
+
+    def __init__(self, host: Host, request: CreateTaskRequest) -> None:
+        self.host = host
+        self.id = request.id
+        self.bundle = request.bundle
+        self.options = _options(request)
+        self.runtime = _runtime(host, self.options, self.bundle)
+        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
+        self.init = Process("", Stdio(host.loop, names, self.bundle))
+        self.execs: dict[str, Process] = {}
+        self.groups: dict[str, str] = {}
+        self.mounted = False
+        self._rootfs = os.path.join(self.bundle, "rootfs")
+
+    def create(self, request: CreateTaskRequest) -> None:
+        """Mount the root file system and have the runtime create; a failure leaves nothing."""
+        try:
+            if request.rootfs:
+                os.makedirs(self._rootfs, mode=0o711, exist_ok=True)
+                mounts.mount_all(request.rootfs, self._rootfs)
+                self.mounted = True
+            self.init.stdio.open((self.id, self.host.namespace))
+            self._create(request)
+        except OSError as error:
+            self._undo()
+            raise Error(f"failed to mount rootfs: {error}") from None
+        except Error:
+            self._undo()
+            raise
+
+    def _create(self, request: CreateTaskRequest) -> None:
+        pid_file = os.path.join(self.bundle, "init.pid")
+        stdio = self.init.stdio
+        args = ["--bundle", self.bundle, "--pid-file", pid_file]
+        if stdio.console_path:
+            args += ["--console-socket", stdio.console_path]
+        if self.options.no_pivot_root:
+            args.append("--no-pivot")
+        if self.options.no_new_keyring:
+            args.append("--no-new-keyring")
+        if request.checkpoint:
+            raise InvalidArgument("restore from a checkpoint needs CRIU, which this shim has not")
+        self.runtime.forget_log()
+        try:
+            self.runtime.run(
+                "create", *args, self.id, stdio=(stdio.stdin, stdio.stdout, stdio.stderr)
+            )
+        except Error as error:
+            raise Error(f"OCI runtime create failed: {error.message}: unknown") from None
+        self.init.pid = _read_pid(pid_file)
+        stdio.started()
+        self.groups = _groups(self.init.pid)
+
+    def _undo(self) -> None:
+        """Take back what a failed create made."""
+        self.init.stdio.close()
+        try:
+            self.runtime.run("delete", "--force", self.id)
+        except Error:
+            pass  # most often it was never created
+        self.unmount()
+
+    def unmount(self) -> None:
+        """Undo the root file system's mounts."""
+        if self.mounted:
+            mounts.unmount_all(self._rootfs)
+            self.mounted = False
+
+    def start(self) -> None:
+        """Let the first process go on."""
+        self.init.check("start")
+        try:
+            self.runtime.run("start", self.id)
+        except Error as error:
+            raise Error(f"OCI runtime start failed: {error.message}: unknown") from None
+        self.init.go("start")
+
+    def process(self, exec_id: str) -> Process:
+        """The first process, or an exec'd one; raises NotFound."""
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"exec {exec_id} does not exist") from None
+
+    def add_exec(self, request: ExecProcessRequest) -> None:
+        """Note a process to be started; raises AlreadyExists, InvalidArgument."""
+        if request.exec_id in self.execs:
+            raise AlreadyExists(f"id {request.exec_id}")
+        if request.spec is None:
+            raise InvalidArgument("exec needs a process specification")
+        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
+        stdio = Stdio(self.host.loop, names, self.bundle)
+        self.execs[request.exec_id] = Process(request.exec_id, stdio, request.spec.value)
+
+    def start_exec(self, process: Process) -> None:
+        """Have the runtime start an exec'd process; raises Error with the runtime's complaint."""
+        process.check("start")
+        stem = os.path.join(self.bundle, f"exec-{process.exec_id}")
+        spec_file, pid_file = f"{stem}.json", f"{stem}.pid"
+        try:
+            process.stdio.open((self.id, self.host.namespace))
+            with open(spec_file, "wb") as file:
+                file.write(process.spec)
+            self._exec(process, spec_file, pid_file)
+            process.pid = _read_pid(pid_file)
+            process.stdio.started()
+        except Error:
+            process.stdio.close()
+            raise
+        finally:
+            for path in (spec_file, pid_file):
+                _unlink(path)
+        process.go("start")
+
+    def _exec(self, process: Process, spec_file: str, pid_file: str) -> None:
+        stdio = process.stdio
+        args = ["--process", spec_file, "--pid-file", pid_file, "--detach"]
+        if stdio.console_path:
+            args += ["--console-socket", stdio.console_path]
+        self.runtime.forget_log()
+        try:
+            self.runtime.run(
+                "exec", *args, self.id, stdio=(stdio.stdin, stdio.stdout, stdio.stderr)
+            )
+        except Error as error:
+            raise Error(f"OCI runtime exec failed: {error.message}: unknown") from None
+
+    def delete(self) -> None:
+        """Have the runtime forget the container, and unmount."""
+        self.init.check(DELETE)
+        # a container that was only created has a process that must be ended
+        force = () if self.init.status == STOPPED else ("--force",)
+        self.runtime.run("delete", *force, self.id)
+        self.init.stdio.close()
+        self.unmount()
+        self.init.go(DELETE)
+
+    def delete_exec(self, process: Process) -> None:
+        """Forget an exec'd process."""
+        process.go(DELETE)
+        process.stdio.close()
+        del self.execs[process.exec_id]
+
+    def pids(self) -> list[int]:
+        """Every process in the container's group."""
+        for controller in ("", "pids", "memory", "cpu", "devices", "systemd", "freezer"):
+            if controller in self.groups:
+                found = cgroups.pids(self.groups[controller])
+                if found:
+                    return found
+        return [self.init.pid] if self.init.status != STOPPED else []
+
+    def owns_pid_namespace(self) -> bool:
+        """Whether the end of the first process, pid 1 of a namespace of its own, ends all."""
+        try:
+            with open(os.path.join(self.bundle, "config.json"), "rb") as file:
+                spec = json.load(file)
+        except (OSError, ValueError):
+            return False
+        linux = spec.get("linux") if isinstance(spec, dict) else None
+        found = linux.get("namespaces", []) if isinstance(linux, dict) else []
+        return any(n.get("type") == "pid" and not n.get("path") for n in found)
+
+
+def _options(request: CreateTaskRequest) -> Options:
+    packed = request.options
+    if packed is None or not packed.type_url.endswith(Options.NAME):
+        return Options()
+    return Options.decode(packed.value)
+
+
+def _runtime(host: Host, options: Options, bundle: str) -> OciRuntime:
+    binary = find(options.binary_name) if options.binary_name else host.runtime or find("")
+    root = os.path.join(options.root or DEFAULT_ROOT, host.namespace)
+    os.makedirs(root, mode=0o711, exist_ok=True)
+    runtime = OciRuntime(
+        binary, root, os.path.join(bundle, "log.json"), systemd=options.systemd_cgroup
+    )
+    runtime.executable = host.sealed.get(binary, binary)
+    return runtime
+
+
+def _read_pid(path: str) -> int:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError) as error:
+        raise Error(f"the runtime left no pid: {error}") from None
+
+
+def _groups(pid: int) -> dict[str, str]:
+    try:
+        return cgroups.paths_of(pid)
+    except OSError:
+        return {}
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

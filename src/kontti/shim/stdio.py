@@ -1,0 +1,351 @@
+"""A process's streams: FIFOs handed to it directly, files, loggers, terminals.
+
+stdout and stderr FIFOs are opened by the shim for reading and writing and given to the process as
+they are: nothing is copied, and a reader that goes away neither kills the process nor loses what
+it wrote. The shim's own ends are closed when the process ends, so readers see the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import struct
+import termios
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from kontti.errors import Error, InvalidArgument, Unavailable
+from kontti.linux import process
+from kontti.shim.loop import READ, WRITE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kontti.shim.loop import Loop
+
+CHUNK = 64 << 10
+CONSOLE_SECONDS = 10.0
+LOGGER_SECONDS = 10.0
+_FIFO_FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Names:
+    """Where the streams are to go, as the create or exec request says."""
+
+    __slots__ = ("stderr", "stdin", "stdout", "terminal")
+
+    def __init__(self, stdin: str, stdout: str, stderr: str, terminal: bool) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.terminal = terminal
+
+
+class Pump:
+    """Copies one descriptor to another through one chunk: a slow end slows the other.
+
+    Closes both at the source's end, or what is left of them when told to stop.
+    """
+
+    def __init__(
+        self, loop: Loop, source: int, target: int, on_end: Callable[[], None] = lambda: None
+    ) -> None:
+        self._loop = loop
+        self._source = source
+        self._target = target
+        self._buffer = b""
+        self._on_end = on_end
+        os.set_blocking(source, False)
+        os.set_blocking(target, False)
+        loop.watch(source, READ, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._source, CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""  # a pty whose last slave is closed answers EIO
+        if not data:
+            self.close()
+            return
+        self._buffer = data
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            done = os.write(self._target, self._buffer)
+        except BlockingIOError:
+            done = 0
+        except OSError:
+            self.close()
+            return
+        self._buffer = self._buffer[done:]
+        if self._buffer:
+            self._loop.forget(self._source)
+            self._loop.watch(self._target, WRITE, self._write)
+        else:
+            self._loop.forget(self._target)
+            self._loop.watch(self._source, READ, self._read)
+
+    def close(self) -> None:
+        """Stop, and close both ends."""
+        if self._source < 0:
+            return
+        for fd in (self._source, self._target):
+            self._loop.forget(fd)
+            os.close(fd)
+        self._source = self._target = -1
+        self._on_end()
+
+
+class Stdio:
+    """The open streams of one process. ``stdin``, ``stdout``, ``stderr`` are what it gets."""
+
+    def __init__(self, loop: Loop, names: Names, bundle: str) -> None:
+        self._loop = loop
+        self.names = names
+        self._bundle = bundle
+        self.stdin: int | None = None
+        self.stdout: int | None = None
+        self.stderr: int | None = None
+        self._keepers: list[int] = []
+        self._stdin_pump: Pump | None = None
+        self._output_pump: Pump | None = None
+        self._console: socket.socket | None = None
+        self._master = -1
+        self.console_path = ""
+        self._when_drained: Callable[[], None] | None = None
+
+    def open(self, ids: tuple[str, str]) -> None:
+        """Open everything; ``ids`` are container id and namespace, for a logger. Raises Error."""
+        try:
+            if self.names.terminal:
+                self._open_console()
+            else:
+                self.stdin = self._open_stdin()
+                self._open_outputs(ids)
+        except OSError as error:
+            self.close()
+            raise Error(f"failed to open stdio: {error}") from None
+        except Error:
+            self.close()
+            raise
+
+    def _open_stdin(self) -> int | None:
+        if not self.names.stdin:
+            return None
+        source = os.open(self.names.stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # the FIFO has an end only once somebody has written: hold it open until then
+        read, write = os.pipe2(os.O_CLOEXEC)
+        self._stdin_pump = _StdinPump(self._loop, source, write)
+        self._keepers.append(read)
+        return read
+
+    def _open_outputs(self, ids: tuple[str, str]) -> None:
+        names = self.names
+        scheme = names.stdout.partition("://")[0] if "://" in names.stdout else ""
+        if scheme.startswith("binary"):
+            self._open_logger(names.stdout, ids)
+            return
+        self.stdout = self._open_output(names.stdout)
+        same = bool(names.stderr) and names.stderr == names.stdout
+        self.stderr = self.stdout if same else self._open_output(names.stderr)
+
+    def _open_output(self, name: str) -> int | None:
+        if not name:
+            return None
+        scheme, separator, _ = name.partition("://")
+        path = name
+        if separator:
+            path = unquote(urlsplit(name).path)
+            if scheme == "file":
+                return self._keep(_open_file(path))
+            if scheme != "fifo":
+                raise InvalidArgument(f"unknown STDIO scheme {scheme!r:.40}")
+        fd = os.open(path, _FIFO_FLAGS) if _is_fifo(path) else _open_file(path)
+        os.set_blocking(fd, True)
+        return self._keep(fd)
+
+    def _keep(self, fd: int) -> int:
+        self._keepers.append(fd)
+        return fd
+
+    def _open_logger(self, uri: str, ids: tuple[str, str]) -> None:
+        """Start a logger: it reads our outputs as descriptors 3 and 4, and closes 5 when ready."""
+        parts = urlsplit(uri)
+        argv = [unquote(parts.path)]
+        for key, value in parse_qsl(parts.query, keep_blank_values=True):
+            argv += [key, value] if value else [key]
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            process.spawn(
+                argv,
+                env={**os.environ, "CONTAINER_ID": ids[0], "CONTAINER_NAMESPACE": ids[1]},
+                files=_apart([(out_read, 3), (err_read, 4), (ready_write, 5)]),
+                setsid=True,
+            )
+        finally:
+            for fd in (out_read, err_read, ready_write):
+                os.close(fd)
+        self.stdout, self.stderr = self._keep(out_write), self._keep(err_write)
+        _await_readable(ready_read, LOGGER_SECONDS, f"logger {argv[0]}")
+        os.close(ready_read)
+
+    def _open_console(self) -> None:
+        self.console_path = os.path.join(self._bundle, f"pty-{os.urandom(4).hex()}.sock")
+        self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        # names of sockets are short: bind it by a path through a descriptor of its directory
+        folder = os.open(self._bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._console.bind(f"/proc/self/fd/{folder}/{os.path.basename(self.console_path)}")
+        finally:
+            os.close(folder)
+        self._console.listen(1)
+
+    def started(self) -> None:
+        """The runtime has the streams: take the terminal, drop what is not ours to keep."""
+        if self._console is not None:
+            self._take_console()
+        elif self.stdin is not None:
+            self._keepers.remove(self.stdin)
+            os.close(self.stdin)
+            self.stdin = None
+
+    def _take_console(self) -> None:
+        console, self._console = self._console, None
+        if console is None:
+            return
+        try:
+            console.settimeout(CONSOLE_SECONDS)
+            peer, _ = console.accept()
+            with peer:
+                _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
+        except TimeoutError:
+            raise Unavailable("the runtime sent no terminal") from None
+        finally:
+            console.close()
+            os.unlink(self.console_path)
+        if not fds:
+            raise Error("the runtime sent no terminal")
+        self._master = fds[0]
+        os.set_inheritable(self._master, False)
+        self._raw_output()
+        if self.names.stdout:
+            target = self._open_output(self.names.stdout)
+            if target is not None:
+                copy, out = os.dup(self._master), os.dup(target)
+                self._output_pump = Pump(self._loop, copy, out, self._drained)
+        if self.names.stdin:
+            source = os.open(self.names.stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._stdin_pump = _StdinPump(self._loop, source, os.dup(self._master))
+
+    def _raw_output(self) -> None:
+        """Newlines leave as they are: the client's own terminal turns them."""
+        state = termios.tcgetattr(self._master)
+        state[1] &= ~termios.ONLCR
+        termios.tcsetattr(self._master, termios.TCSANOW, state)
+
+    def _drained(self) -> None:
+        self._output_pump = None
+        if self._when_drained is not None:
+            callback, self._when_drained = self._when_drained, None
+            callback()
+
+    def drain(self, done: Callable[[], None]) -> None:
+        """The process has ended: call ``done`` when what it wrote to its terminal is copied."""
+        if self._output_pump is None:
+            done()
+            return
+        self._when_drained = done
+        # a child may hold the terminal open for ever
+        self._loop.later(1.0, self._drained)
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size; raises InvalidArgument where there is no terminal."""
+        if self._master < 0:
+            raise InvalidArgument("process has no terminal")
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def close_stdin(self) -> None:
+        """Nothing more will be written to the process's stdin."""
+        if self._stdin_pump is not None and self._master < 0:
+            self._stdin_pump.finish()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Close the shim's ends."""
+        pumps, self._stdin_pump, output = (self._stdin_pump,), None, self._output_pump
+        self._output_pump = None
+        for pump in (*pumps, output):
+            if pump is not None:
+                pump.close()
+        for fd in self._keepers:
+            os.close(fd)
+        self._keepers.clear()
+        self.stdin = self.stdout = self.stderr = None
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+            os.unlink(self.console_path)
+
+
+class _StdinPump(Pump):
+    """Copies a FIFO that nobody may have opened for writing yet."""
+
+    def __init__(self, loop: Loop, source: int, target: int) -> None:
+        super().__init__(loop, source, target)
+        self._finishing = False
+
+    def finish(self) -> None:
+        """Copy what is there, then end: our client has said that this is all."""
+        self._finishing = True
+        while self._source >= 0 and not self._buffer:
+            try:
+                data = os.read(self._source, CHUNK)
+            except BlockingIOError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            self._buffer = data
+            self._write()
+
+    def _write(self) -> None:
+        super()._write()
+        if self._finishing and self._source >= 0 and not self._buffer:
+            self.finish()
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _open_file(path: str) -> int:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    return os.open(path, flags, 0o644)
+
+
+def _apart(files: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Move descriptors out of the way of the numbers they are to have."""
+    moved = []
+    for fd, there in files:
+        moved.append((fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64), there))
+    return moved
+
+
+def _await_readable(fd: int, seconds: float, what: str) -> None:
+    import select
+
+    if not select.select([fd], [], [], seconds)[0]:
+        raise Unavailable(f"{what} was not ready in {seconds:.0f} s")

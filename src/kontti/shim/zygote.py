@@ -1,0 +1,166 @@
+"""A warm process that shims are forked from: everything is imported once, and shared.
+
+Each request is one connection: a line of JSON, answered by the new shim itself with a line of
+JSON when it listens. The zygote never waits for a shim.
+
+    {"namespace", "socket", "ttrpc_address", "runtime", "hide_unified", "bundle"}
+    {"address", "pid", "version": 3, "protocol": "ttrpc"}  or  {"error", "code"}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+from kontti.errors import Error, InvalidArgument
+from kontti.linux import process
+from kontti.shim.oci_runtime import find
+from kontti.shim.serve import Settings, serve
+from kontti.shim.server import listen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+IDLE_SECONDS = 30
+REQUEST_SECONDS = 5.0
+MAX_REQUEST = 64 << 10
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
+
+
+def run(path: str, control: int) -> None:
+    """Serve requests on the socket ``path`` until ``control`` (a descriptor) ends.
+
+    With ``control`` -1: until nobody has asked for anything for half a minute.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listener = listen(path)
+    sealed = seal_default()
+    # objects that are never freed keep their pages shared with every shim
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    watched = [listener.fileno()] + ([control] if control >= 0 else [])
+    while True:
+        timeout = None if control >= 0 else IDLE_SECONDS
+        ready = select.select(watched, [], [], timeout)[0]
+        if control in ready or not ready:
+            break
+        peer, _ = listener.accept()
+        with peer:
+            if process.fork() == 0:
+                listener.close()
+                if control >= 0:
+                    os.close(control)
+                become_shim(peer, sealed)
+    os.unlink(path)
+
+
+def seal_default() -> dict[str, str]:
+    """A sealed copy of crun in memory, by the path it stands for.
+
+    crun copies itself before each container, so that the container cannot write to it; run from a
+    sealed memfd it has no need to. Empty where crun is not there.
+    """
+    try:
+        path = find("crun")
+        fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(path, "rb") as source:
+            left = os.fstat(source.fileno()).st_size
+            while left > 0:
+                left -= os.sendfile(fd, source.fileno(), None, left)
+        os.fchmod(fd, 0o755)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except (Error, OSError):
+        return {}
+    return {path: f"/proc/self/fd/{fd}"}
+
+
+def become_shim(peer: socket.socket, sealed: dict[str, str]) -> NoReturn:
+    """In the forked child: read the request, answer it, be a shim until told to shut down."""
+    code = 1
+    try:
+        os.setsid()
+        # not a grandchild of the daemon: a shim outlives the zygote and is nobody's to wait for
+        if process.fork() != 0:
+            os._exit(0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        settings, listener = prepare(peer, sealed)
+        answer(
+            peer,
+            {
+                "address": f"unix://{settings.socket_path}",
+                "pid": os.getpid(),
+                "version": 3,
+                "protocol": "ttrpc",
+            },
+        )
+        peer.close()
+        serve(settings, listener)
+        code = 0
+    except Error as error:
+        answer(peer, {"error": error.message, "code": error.code})
+    except BaseException as error:  # noqa: BLE001 nothing may return into the zygote's loop
+        answer(peer, {"error": f"{type(error).__name__}: {error}", "code": 13})
+    finally:
+        os._exit(code)
+
+
+def prepare(peer: socket.socket, sealed: dict[str, str]) -> tuple[Settings, socket.socket]:
+    """What the request asks for, and the shim's listening socket."""
+    request = read_request(peer)
+    bundle = str(request.get("bundle") or "/")
+    os.chdir(bundle)
+    pid = os.getpid()
+    settings = Settings(
+        str(request["namespace"]),
+        str(request["socket"]),
+        str(request.get("ttrpc_address") or ""),
+        str(request.get("runtime") or ""),
+        hide_unified=bool(request.get("hide_unified")),
+        # a path through our own pid: the runtime is run from it by a child of ours
+        sealed={k: v.replace("self", str(pid)) for k, v in sealed.items()},
+    )
+    return settings, listen(settings.socket_path)
+
+
+def read_request(peer: socket.socket) -> dict[str, Any]:
+    """One line of JSON; raises InvalidArgument."""
+    peer.settimeout(REQUEST_SECONDS)
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = peer.recv(MAX_REQUEST)
+        data += chunk
+        if not chunk or len(data) > MAX_REQUEST:
+            raise InvalidArgument("zygote: malformed request")
+    try:
+        request = json.loads(data)
+    except ValueError:
+        raise InvalidArgument("zygote: request is not JSON") from None
+    if not isinstance(request, dict) or "namespace" not in request or "socket" not in request:
+        raise InvalidArgument("zygote: incomplete request")
+    return request
+
+
+def answer(peer: socket.socket, result: dict[str, object]) -> None:
+    """Send a line of JSON; a client that is gone is no concern of ours."""
+    try:
+        peer.sendall(json.dumps(result).encode() + b"\n")
+    except OSError:
+        return
+
+
+def main() -> None:
+    """``zygote SOCKET [CONTROL_FD]``."""
+    run(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else -1)
+
+
+if __name__ == "__main__":
+    main()

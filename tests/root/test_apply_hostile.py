@@ -1,0 +1,218 @@
+"""Layers that attack, are damaged, or cannot be applied: clear errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from kontti.content.local import LocalStore
+from kontti.diff.applier import LayerApplier
+from kontti.diff.workers import Workers
+from kontti.errors import (
+    DeadlineExceeded,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unimplemented,
+)
+from kontti.linux.mounts import mounted
+from kontti.values import Mount
+from tests.support.images import Entry, directory, layer, symlink
+from tests.support.trees import (
+    BASE,
+    Chain,
+    apply_all,
+    blob_file,
+    children_of_this_process,
+    gzipped,
+    hard_link,
+    put,
+)
+
+pytestmark = pytest.mark.root
+
+PLAIN = "application/vnd.oci.image.layer.v1.tar"
+GZIP, ZSTD = f"{PLAIN}+gzip", f"{PLAIN}+zstd"
+
+
+@pytest.fixture(params=["direct", "mounted"])
+def direct(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "direct")
+
+
+HOSTILE: dict[str, tuple[list[Entry], type[Error], str]] = {
+    "hard link out": ([hard_link("x", "../../etc/passwd")], InvalidArgument, "invalid hardlink"),
+    "hard link to nothing": ([hard_link("x", "none")], InvalidArgument, "invalid hardlink"),
+    "hard link to a directory": (
+        [directory("d"), hard_link("x", "d")],
+        InvalidArgument,
+        "hardlink",
+    ),
+    "hard link from a file's child": (
+        [Entry("f"), hard_link("f/x", "f")],
+        InvalidArgument,
+        "hardlink",
+    ),
+    "below a file": ([Entry("f"), Entry("f/x")], InvalidArgument, "not a directory"),
+    "symlink loop": (
+        [symlink("a", "b"), symlink("b", "a"), Entry("a/x")],
+        InvalidArgument,
+        "symbolic",
+    ),
+    "root as a file": ([Entry("./")], InvalidArgument, "root of a layer"),
+    "whiteout of nothing named": ([Entry("d/.wh.")], InvalidArgument, "invalid whiteout"),
+    "whiteout of here": ([Entry("d/.wh..")], InvalidArgument, "invalid whiteout"),
+    "whiteout of the parent": ([Entry("d/.wh...")], InvalidArgument, "invalid whiteout"),
+    "long component": ([Entry("n" * 256)], InvalidArgument, "file name too long"),
+    "long path": ([Entry("n/" * 2048 + "n")], InvalidArgument, "file name too long"),
+    "long symlink": ([symlink("s", "t" * 4096)], InvalidArgument, "file name too long"),
+    "unknown type": ([Entry("x", kind=b"V")], InvalidArgument, "unhandled tar header type"),
+    "sparse": ([Entry("x", kind=b"S")], Unimplemented, "sparse"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_layers_are_refused_by_name(tmp_path: Path, name: str, direct: bool) -> None:
+    entries, error, message = HOSTILE[name]
+    chain = apply_all(tmp_path, [BASE], direct=direct)
+    with pytest.raises(error, match=message):
+        chain.apply(entries)
+    assert children_of_this_process() == set()
+
+
+def test_nothing_leaves_the_root(tmp_path: Path, direct: bool) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim").write_text("untouched")
+    target = str(outside)
+    attacks = [
+        symlink("abs", target),
+        Entry("abs/victim", b"owned"),
+        symlink("rel", "../" * 30 + target.lstrip("/")),
+        Entry("rel/victim", b"owned"),
+        Entry("../" * 30 + target.lstrip("/") + "/victim", b"owned"),
+        symlink("victim", f"{target}/victim"),
+        Entry("victim", b"owned"),
+        Entry("abs/.wh.victim"),
+        Entry("rel/.wh..wh..opq"),
+    ]
+    before = {path: path.lstat().st_mtime_ns for path in (outside, outside / "victim")}
+    chain = apply_all(tmp_path, [BASE, attacks], direct=direct)
+    assert (outside / "victim").read_text() == "untouched"
+    assert {path: path.lstat().st_mtime_ns for path in before} == before
+    assert chain.tree()["victim"].data == b"owned"
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+DAMAGE: dict[str, tuple[bytes, str, type[Error]]] = {
+    "truncated gzip": (truncated(gzipped(BASE)), GZIP, InvalidArgument),
+    "gzip without its end": (gzipped(BASE)[:-3], GZIP, InvalidArgument),
+    "junk behind gzip": (gzipped(BASE) + b"junk", GZIP, InvalidArgument),
+    "truncated tar": (layer(BASE)[:700], PLAIN, InvalidArgument),
+    "truncated data": (layer([Entry("x", b"x" * 9000)])[:4000], PLAIN, InvalidArgument),
+    "no tar": (b"hello world" * 1000, PLAIN, InvalidArgument),
+    "truncated zstd": (zstandard.compress(layer(BASE))[:-5], ZSTD, InvalidArgument),
+    "junk behind zstd": (zstandard.compress(layer(BASE)) + b"junk" * 9, ZSTD, InvalidArgument),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_layers_are_refused(tmp_path: Path, name: str) -> None:
+    data, media_type, error = DAMAGE[name]
+    chain = apply_all(tmp_path, [])
+    with pytest.raises(error):
+        chain.applier.apply(put(chain.store, data, media_type), chain.mounts())
+    assert children_of_this_process() == set()
+
+
+def test_unknown_media_types_are_refused(tmp_path: Path) -> None:
+    chain = apply_all(tmp_path, [])
+    with pytest.raises(Unimplemented, match="currently unsupported media type"):
+        chain.applier.apply(put(chain.store, b"x", "text/html"), chain.mounts())
+
+
+def test_a_bomb_is_refused(tmp_path: Path) -> None:
+    chain = apply_all(tmp_path, [], limit=1 << 20)
+    with pytest.raises(ResourceExhausted, match="more than 1048576 bytes"):
+        chain.apply([Entry("zeros", bytes(4 << 20))])
+
+
+def test_damaged_content_is_noticed(tmp_path: Path) -> None:
+    chain = apply_all(tmp_path, [])
+    good, other = put(chain.store, gzipped(BASE)), put(chain.store, gzipped([Entry("x")]))
+    path = blob_file(chain.store, good)
+    path.unlink()
+    path.write_bytes(blob_file(chain.store, other).read_bytes())
+    with pytest.raises(FailedPrecondition, match="unexpected layer digest"):
+        chain.applier.apply(good, chain.mounts())
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
+    chain = apply_all(tmp_path, [])
+    blob = put(chain.store, gzipped([Entry("big", os.urandom(2 << 20))]))
+    with mounted([Mount("tmpfs", "tmpfs", ("size=1m",))]) as small:
+        target = Path(small) / "fs"
+        target.mkdir()
+        with pytest.raises(ResourceExhausted, match="no space left"):
+            chain.applier.apply(blob, [Mount("bind", str(target), ("rbind", "rw"))])
+
+
+def test_a_deadline_ends_the_worker(tmp_path: Path) -> None:
+    chain = apply_all(tmp_path, [], deadline=0.0)
+    with pytest.raises(DeadlineExceeded):
+        chain.apply(BASE)
+    assert children_of_this_process() == set()
+
+
+def test_warm_workers_are_used_and_ended(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path / "content"))
+    workers = Workers(warm=1)
+    chain = Chain(tmp_path / "layers", LayerApplier(store, workers), store)
+    chain.apply(BASE)
+    chain.apply([Entry("x")])
+    assert len(children_of_this_process()) == 1
+    workers.close()
+    assert children_of_this_process() == set()
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    os.mkfifo(endless)
+    script = PARENT.format(path=sys.path, blob=str(endless), root=str(tmp_path))
+    with open(endless, "r+b", buffering=0):
+        command = [sys.executable, "-c", script]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None
+            worker = int(parent.stdout.readline())
+            watched = os.pidfd_open(worker)
+            parent.kill()
+        try:
+            assert select.select([watched], [], [], 30)[0], "the worker lives on"
+        finally:
+            os.close(watched)
+
+
+PARENT = """
+import sys, time
+sys.path[:] = {path!r}
+from kontti.diff.job import encode
+from kontti.diff.plan import tree
+from kontti.diff.workers import Worker
+
+worker = Worker()
+job = dict(task="apply", blob={blob!r}, size=1, algorithm="sha256", compression="", limit=0,
+           tree=tree("plain", {root!r}), sync=False)
+worker.send(encode(job), (), time.monotonic() + 60)
+print(worker._pid, flush=True)
+time.sleep(60)
+"""
