@@ -22,6 +22,7 @@ NAMES = (
     "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
 
+
 def check(names: Iterable[str]) -> None:
     """Raises InvalidArgument for a name that is no capability's."""
     for name in names:

@@ -6,7 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kontti.oci.spec import DeviceRule, Mount, Spec
 
-VERSION = "1.3.0"
+# crun 1.8 refuses whatever does not begin with 1.0, and nothing here is newer than 1.0.2
+VERSION = "1.0.2"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
@@ -41,12 +42,14 @@ _UNIX_DEVICES = (
 
 
 def default_spec(namespace: str, id: str) -> Spec:
-    """The default spec of container ``id`` of ``namespace``; it may be changed freely."""
+    """The default spec of container ``id`` of ``namespace``; it may be changed freely.
+
+    It has no environment: what options add goes over the image's, which a PATH here would hide.
+    """
     return {
         "ociVersion": VERSION,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "env": [PATH],
             "cwd": "/",
             "capabilities": {
                 "bounding": CAPABILITIES,

@@ -105,7 +105,7 @@ def read_env_file(path: str) -> list[str]:
 
 
 def merge_env(base: list[str], changes: list[str]) -> list[str]:
-    """``base`` with ``changes``: a key's later value replaces it in place, a bare key removes it."""
+    """``base`` with ``changes``: a later value takes the earlier one's place, a bare key unsets."""
     merged = {entry.partition("=")[0]: entry for entry in base}
     for entry in changes:
         key, equals, _ = entry.partition("=")

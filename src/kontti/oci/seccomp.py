@@ -38,7 +38,9 @@ def default_profile(capabilities: Collection[str], host: os.uname_result | None 
         rules.append(_allow(("process_vm_readv", "process_vm_writev", "ptrace")))
     if host.machine in BY_MACHINE:
         rules.append(_allow(BY_MACHINE[host.machine]))
-    rules += [_allow(calls) for name, calls in BY_CAPABILITY.items() if name in capabilities]
+    rules += [
+        _allow(calls.split()) for name, calls in BY_CAPABILITY.items() if name in capabilities
+    ]
     if "CAP_SYS_ADMIN" not in capabilities:
         rules += _clone_rules(host.machine)
     return {

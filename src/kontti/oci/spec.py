@@ -1,4 +1,4 @@
-"""The shape of an OCI runtime spec (runtime-spec 1.3, config.md and config-linux.md).
+"""The shape of an OCI runtime spec (runtime-spec, config.md and config-linux.md).
 
 Field names are those of the JSON. Imported for its types alone, so it costs a program nothing.
 Tuples are written as lists; what an option changes in place is a list.

@@ -1,5 +1,7 @@
-"""System calls that the default seccomp profile allows. Names that a kernel or libseccomp does not
-know are passed over by OCI runtimes, so one list serves every architecture but for the additions.
+"""System calls that the default seccomp profile allows.
+
+OCI runtimes pass over names that the kernel's architecture or libseccomp does not know, so one list
+serves every architecture but for the additions.
 """
 
 from __future__ import annotations
@@ -52,53 +54,27 @@ ALWAYS = """
     waitid waitpid write writev
 """
 BY_CAPABILITY = {
-    "CAP_DAC_READ_SEARCH": (
-        "open_by_handle_at",
-    ),
-    "CAP_SYS_ADMIN": (
-        "bpf", "clone", "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick",
-        "lookup_dcookie", "mount", "mount_setattr", "move_mount", "open_tree",
-        "perf_event_open", "quotactl", "quotactl_fd", "setdomainname", "sethostname", "setns",
-        "syslog", "umount", "umount2", "unshare",
-    ),
-    "CAP_SYS_BOOT": (
-        "reboot",
-    ),
-    "CAP_SYS_CHROOT": (
-        "chroot",
-    ),
-    "CAP_SYS_MODULE": (
-        "delete_module", "init_module", "finit_module",
-    ),
-    "CAP_SYS_PACCT": (
-        "acct",
-    ),
-    "CAP_SYS_PTRACE": (
-        "kcmp", "pidfd_getfd", "process_madvise", "process_vm_readv", "process_vm_writev",
-        "ptrace",
-    ),
-    "CAP_SYS_RAWIO": (
-        "iopl", "ioperm",
-    ),
-    "CAP_SYS_TIME": (
-        "settimeofday", "stime", "clock_settime", "clock_settime64",
-    ),
-    "CAP_SYS_TTY_CONFIG": (
-        "vhangup",
-    ),
-    "CAP_SYS_NICE": (
-        "get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node",
-    ),
-    "CAP_SYSLOG": (
-        "syslog",
-    ),
-    "CAP_BPF": (
-        "bpf",
-    ),
-    "CAP_PERFMON": (
-        "perf_event_open",
-    ),
-}  # fmt: skip
+    "CAP_DAC_READ_SEARCH": "open_by_handle_at",
+    "CAP_SYS_ADMIN": """
+        bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie mount
+        mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname
+        sethostname setns syslog umount umount2 unshare
+    """,
+    "CAP_SYS_BOOT": "reboot",
+    "CAP_SYS_CHROOT": "chroot",
+    "CAP_SYS_MODULE": "delete_module init_module finit_module",
+    "CAP_SYS_PACCT": "acct",
+    "CAP_SYS_PTRACE": """
+        kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace
+    """,
+    "CAP_SYS_RAWIO": "iopl ioperm",
+    "CAP_SYS_TIME": "settimeofday stime clock_settime clock_settime64",
+    "CAP_SYS_TTY_CONFIG": "vhangup",
+    "CAP_SYS_NICE": "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    "CAP_SYSLOG": "syslog",
+    "CAP_BPF": "bpf",
+    "CAP_PERFMON": "perf_event_open",
+}
 # by uname's machine: architectures a process may use, native first, and further calls
 ARCHITECTURES = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),

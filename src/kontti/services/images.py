@@ -10,6 +10,7 @@ from kontti.api.services.images.v1 import images_pb2 as pb
 from kontti.metadata.base import Image, Images, Metadata
 from kontti.services import convert
 from kontti.services.rpc import Bridge, Context, scope_of
+from kontti.values import Descriptor, Digest
 
 
 class ImagesService:
@@ -67,9 +68,14 @@ def to_proto(image: Image) -> pb.Image:
 
 
 def from_proto(message: pb.Image) -> Image:
-    """A message as an image record; raises InvalidArgument for a bad target."""
+    """A message as an image record; raises InvalidArgument for a bad target.
+
+    An update of labels alone comes without a target: the store checks that where it matters.
+    """
+    given = message.HasField("target") and message.target.digest
+    nothing = Descriptor("", Digest(""), 0)
     return Image(
         name=message.name,
-        target=convert.descriptor_from_proto(message.target),
+        target=convert.descriptor_from_proto(message.target) if given else nothing,
         labels=dict(message.labels),
     )

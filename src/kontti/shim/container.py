@@ -90,6 +90,11 @@ class Container:
         self.init.pid = _read_pid(pid_file)
         stdio.started()
         self.groups = _groups(self.init.pid)
+        # for whoever cleans up after a shim that died
+        with open(os.path.join(self.bundle, "cgroups"), "w") as file:
+            file.write("\n".join(sorted(set(self.groups.values()))))
+        with open(os.path.join(self.bundle, "options.pb"), "wb") as options:
+            options.write(self.options.encode())
 
     def _undo(self) -> None:
         """Take back what a failed create made."""

@@ -1,0 +1,165 @@
+"""The daemon: an engine's stores and tasks with listeners in front, from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from kontti.engine.stores import Stores, StoreSettings
+from kontti.errors import InvalidArgument
+from kontti.runtime import events as shim_events
+from kontti.runtime.manager import RuntimeSettings
+from kontti.runtime.probe import choose
+from kontti.runtime.ttrpc import TtrpcServer
+from kontti.server.listen import GrpcListener, prepare_socket
+from kontti.server.plugins import Plugin, plugin_rows
+from kontti.services.introspection import ServerInfo
+from kontti.services.rpc import Bridge
+from kontti.services.table import Backends, all_handlers
+from kontti.tasks.manager import TaskManager
+
+log = logging.getLogger(__name__)
+UUID_DIR = "io.containerd.grpc.v1.introspection"
+THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A unix socket and who may use it."""
+
+    address: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """All that the daemon is started with."""
+
+    stores: StoreSettings
+    state: str
+    grpc: Listen
+    ttrpc: Listen
+    socket_dir: str = ""
+    max_receive: int = 16 << 20
+    max_send: int = 16 << 20
+    shim_environment: tuple[str, ...] = ()
+    disabled_plugins: tuple[str, ...] = ()
+
+
+async def serve(settings: DaemonSettings) -> None:
+    """Run until SIGTERM or SIGINT. Raises Error where it cannot start."""
+    began = time.monotonic()
+    if os.path.abspath(settings.stores.root) == os.path.abspath(settings.state):
+        raise InvalidArgument("root and state must be different paths")
+    os.makedirs(settings.state, mode=0o711, exist_ok=True)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    # shims and clients go on while a terminal is closed
+    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP: nothing to reload"))
+    async with running(settings):
+        log.info("containerd successfully booted in %.6fs", time.monotonic() - began)
+        notify("READY=1")
+        await stopped.wait()
+        notify("STOPPING=1")
+        log.info("stopping: containers go on")
+
+
+@contextlib.asynccontextmanager
+async def running(settings: DaemonSettings) -> AsyncIterator[None]:
+    """The daemon, up inside the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        stores = await asyncio.to_thread(Stores, settings.stores)
+        stack.push_async_callback(asyncio.to_thread, stores.close)
+        executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
+        stack.callback(executor.shutdown)
+        tasks = await start_tasks(settings, stores)
+        stack.push_async_callback(tasks.close)
+        ttrpc = TtrpcServer(shim_events.handlers(stores.exchange))
+        prepare_socket(settings.ttrpc.address)
+        await ttrpc.start(settings.ttrpc.address, settings.ttrpc.uid, settings.ttrpc.gid)
+        stack.push_async_callback(ttrpc.stop)
+        # events of running shims are heard before the first of them is asked anything
+        await tasks.load()
+        backends = make_backends(settings, stores, tasks)
+        grpc = GrpcListener(
+            all_handlers(backends, Bridge(executor)),
+            max_receive=settings.max_receive,
+            max_send=settings.max_send,
+        )
+        await grpc.start(settings.grpc.address, settings.grpc.uid, settings.grpc.gid)
+        stack.push_async_callback(grpc.stop)
+        log.info(
+            "serving grpc on %s and ttrpc on %s", settings.grpc.address, settings.ttrpc.address
+        )
+        yield
+
+
+async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
+    """The task manager, its zygote warm."""
+    choice = await asyncio.to_thread(choose, settings.state)
+    runtime = RuntimeSettings(
+        root=settings.stores.root,
+        state=settings.state,
+        socket_dir=settings.socket_dir or os.path.join(settings.state, "s"),
+        ttrpc_address=settings.ttrpc.address,
+        grpc_address=settings.grpc.address,
+        runtime=choice.binary,
+        hide_unified=choice.hide_unified,
+        environment=settings.shim_environment,
+    )
+    tasks = TaskManager(runtime, stores.metadata.containers, stores.exchange)
+    await tasks.shims.zygote.start()
+    return tasks
+
+
+def make_backends(settings: DaemonSettings, stores: Stores, tasks: TaskManager) -> Backends:
+    """What the services adapt."""
+
+    def plugins() -> Sequence[Plugin]:
+        return plugin_rows(stores.failures, settings.disabled_plugins)
+
+    return Backends(
+        metadata=stores.metadata,
+        collect=stores.gc.collect_and_wait,
+        exchange=stores.exchange,
+        applier=stores.applier,
+        comparer=stores.comparer,
+        tasks=tasks,
+        server=ServerInfo(server_uuid(settings.stores.root)),
+        plugins=plugins,
+    )
+
+
+def server_uuid(root: str) -> str:
+    """This root's identity, made once."""
+    path = os.path.join(root, UUID_DIR, "uuid")
+    with contextlib.suppress(OSError, ValueError), open(path) as file:
+        return str(uuid.UUID(file.read().strip()))
+    made = str(uuid.uuid4())
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    with open(path, "w") as file:
+        file.write(made)
+    return made
+
+
+def notify(state: str) -> None:
+    """sd_notify(3), where systemd started us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        target = "\0" + address[1:] if address.startswith("@") else address
+        with contextlib.suppress(OSError):
+            sender.sendto(state.encode(), target)

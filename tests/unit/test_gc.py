@@ -1,0 +1,359 @@
+"""What is garbage: the graph against a plain model, and collections against real stores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kontti.content.base import Info
+from kontti.errors import AlreadyExists, Internal, NotFound
+from kontti.metadata.base import Container, Image
+from kontti.metadata.gc import Graph, Node, Type, expires_at
+from kontti.metadata.sweep import children_first
+from kontti.namespaces import Scope
+from kontti.snapshots.base import Kind
+from kontti.testing.content import put, sha256
+from kontti.values import AnyValue, Descriptor, Digest, Resource
+from tests.support.metadata import Stores, open_stores
+
+PREFIX = "containerd.io/gc."
+PAST, FUTURE = "2001-01-01T00:00:00Z", "2999-01-01T00:00:00+02:00"
+SCOPE = Scope("default")
+
+
+def content(key: str, namespace: str = "ns") -> Node:
+    return Node(Type.CONTENT, namespace, key)
+
+
+def snapshot(key: str) -> Node:
+    return Node(Type.SNAPSHOT, "ns", f"overlayfs/{key}")
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "wanted"),
+    [
+        ("ref.content", "x", content("x")),
+        ("ref.content.config", "x", content("x")),
+        ("ref.content.m.0", "x", content("x")),
+        ("ref.content/a", "x", content("x")),
+        ("ref.contents", "x", None),
+        ("ref.snapshot.overlayfs", "x", snapshot("x")),
+        ("ref.snapshot.overlayfs.1", "x", snapshot("x")),
+        ("ref.snapshot.overlayfs/1", "x", snapshot("x")),
+        ("ref.image", "x", Node(Type.IMAGE, "ns", "x")),
+        ("ref.image.1", "x", Node(Type.IMAGE, "ns", "x")),
+        ("other", "x", None),
+    ],
+)
+def test_labels_refer(label: str, value: str, wanted: Node | None) -> None:
+    graph = Graph(now=0)
+    graph.add(content("root"), {PREFIX + "root": "1", PREFIX + label: value}, root=False)
+    assert graph.reachable() - {content("root")} == ({wanted} if wanted else set())
+
+
+def test_reference_stays_in_its_namespace() -> None:
+    graph = Graph(now=0)
+    graph.add(content("a"), {PREFIX + "root": "1", PREFIX + "ref.content": "b"}, root=False)
+    graph.add(content("b"), {}, root=False)
+    graph.add(content("b", "other"), {}, root=False)
+    assert graph.reachable() == {content("a"), content("b")}
+
+
+@pytest.mark.parametrize(
+    ("label", "source"),
+    [
+        ("bref.content", content("owner")),
+        ("bref.image.x", Node(Type.IMAGE, "ns", "owner")),
+        ("bref.container", Node(Type.CONTAINER, "ns", "owner")),
+        ("bref.snapshot.overlayfs", snapshot("owner")),
+    ],
+)
+def test_back_references(label: str, source: Node) -> None:
+    for alive in (True, False):
+        graph = Graph(now=0)
+        graph.add(content("kept"), {PREFIX + label: "owner"}, root=False)
+        graph.add(source, {PREFIX + "root": "1"} if alive else {}, root=False)
+        assert (content("kept") in graph.reachable()) is alive
+
+
+def test_expiry() -> None:
+    now = expires_at({PREFIX + "expire": "2020-01-01T00:00:00Z"})
+    assert now == 1_577_836_800 * 10**9
+    graph = Graph(now=now)
+    graph.add(content("future"), {PREFIX + "expire": FUTURE}, root=False)
+    graph.add(content("past"), {PREFIX + "expire": PAST}, root=False)
+    for name, text in (("kept", FUTURE), ("gone", PAST), ("odd", "tomorrow"), ("bare", PAST[:-1])):
+        graph.add(Node(Type.IMAGE, "ns", name), {PREFIX + "expire": text}, root=True)
+    live = graph.reachable()
+    assert {n.key for n in live} == {"future", "kept", "odd", "bare"}
+    assert {n.key for n in graph.expired} == {"gone"}
+
+
+def test_expired_image_that_is_referred_to_lives() -> None:
+    graph = Graph(now=10**18)
+    image = Node(Type.IMAGE, "ns", "i")
+    graph.add(image, {PREFIX + "expire": PAST}, [content("target")], root=True)
+    graph.add(content("root"), {PREFIX + "root": "1", PREFIX + "ref.image": "i"}, root=False)
+    assert {image, content("target")} <= graph.reachable()
+
+
+def test_flat_lease_holds_a_snapshot_with_its_parents_and_nothing_more() -> None:
+    graph = Graph(now=0)
+    for name, parent in (("top", "middle"), ("middle", "base"), ("base", "")):
+        graph.add(snapshot(name), {PREFIX + "ref.content": f"of-{name}"}, root=False)
+        if parent:
+            graph.add_parent(snapshot(name), snapshot(parent))
+    graph.add(content("blob"), {PREFIX + "ref.content": "child"}, root=False)
+    held = [snapshot("top"), content("blob")]
+    graph.add_lease("ns", "l", {PREFIX + "flat": "1"}, held)
+    assert graph.reachable() == {*map(snapshot, ("top", "middle", "base")), content("blob")}
+    graph.add_lease("ns", "m", {}, held)
+    assert content("child") in graph.reachable()
+    assert content("of-base") in graph.reachable()
+
+
+KEYS = st.sampled_from("abcdefgh")
+
+
+@given(
+    st.dictionaries(KEYS, st.tuples(st.booleans(), st.lists(KEYS, max_size=3))),
+    st.lists(KEYS, max_size=2),
+)
+def test_what_is_reached_is_what_a_walk_reaches(
+    objects: dict[str, tuple[bool, list[str]]], leased: list[str]
+) -> None:
+    graph = Graph(now=0)
+    for key, (root, refers) in objects.items():
+        labels = {f"{PREFIX}ref.content.{i}": r for i, r in enumerate(refers)}
+        graph.add(content(key), labels | ({PREFIX + "root": "1"} if root else {}), root=False)
+    graph.add_lease("ns", "l", {}, [content(k) for k in leased])
+    wanted = {k for k, (root, _) in objects.items() if root} | set(leased)
+    while more := {r for k in wanted for r in objects.get(k, (0, []))[1]} - wanted:
+        wanted |= more
+    assert graph.reachable() == {content(k) for k in wanted}
+
+
+@given(st.dictionaries(KEYS, KEYS | st.just("")))
+def test_children_go_before_parents(parents: dict[str, str]) -> None:
+    ordered = children_first(parents)
+    assert sorted(ordered) == sorted(parents)
+
+    def circular(name: str) -> bool:
+        seen = []
+        while (name := parents.get(name, "")) and name not in seen:
+            seen.append(name)
+        return bool(name)
+
+    for name, parent in parents.items():
+        if parent in parents and not circular(name):
+            assert ordered.index(name) < ordered.index(parent)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    with open_stores(tmp_path) as stores:
+        yield stores
+
+
+def blob(stores: Stores, data: bytes, scope: Scope = SCOPE, **refers: Digest) -> Digest:
+    store = stores.metadata.content(scope)
+    digest = put(store, data.decode(), data)
+    labels = {f"{PREFIX}ref.content.{name}": target for name, target in refers.items()}
+    store.update(Info(digest, 0, labels=labels))
+    return digest
+
+
+def image(stores: Stores, name: str, target: Digest, **labels: str) -> None:
+    descriptor = Descriptor("type", target, 1)
+    stores.metadata.images(SCOPE).create(Image(name, descriptor, labels))
+
+
+def test_image_keeps_what_it_refers_to(stores: Stores) -> None:
+    config, layer, other = (blob(stores, d) for d in (b"config", b"layer", b"other"))
+    manifest = blob(stores, b"manifest", config=config, layer=layer)
+    image(stores, "i", manifest)
+    collected = stores.metadata.collect()
+    assert (collected.blobs, collected.images, collected.snapshots) == (1, 0, 0)
+    assert {i.digest for i in stores.backend.walk()} == {config, layer, manifest}
+    assert stores.topics()[-1] == "/content/delete"
+    stores.metadata.images(SCOPE).delete("i")
+    assert stores.metadata.collect().blobs == 3
+    assert list(stores.backend.walk()) == []
+    with pytest.raises(NotFound):
+        stores.metadata.content(SCOPE).info(other)
+
+
+def test_container_keeps_its_snapshot_and_parents(stores: Stores) -> None:
+    snapshots = stores.metadata.snapshots(SCOPE, "memory")
+    for name, parent in (("base", ""), ("middle", "base"), ("stray", "base")):
+        snapshots.prepare("x", parent)
+        snapshots.commit(name, "x")
+    snapshots.prepare("c", "middle")
+    containers = stores.metadata.containers(SCOPE)
+    spec = AnyValue("spec", b"{}")
+    containers.create(
+        Container("c", runtime="r", spec=spec, snapshotter="memory", snapshot_key="c")
+    )
+    assert stores.metadata.collect().snapshots == 1
+    assert [i.name for i in snapshots.walk()] == ["base", "c", "middle"]
+    containers.delete("c")
+    assert stores.metadata.collect().snapshots == 3
+    assert stores.snapshotter.infos == {}
+    assert stores.snapshotter.cleanups
+
+
+def test_lease_keeps_until_it_is_gone_or_expired(stores: Stores) -> None:
+    leases = stores.metadata.leases(SCOPE)
+    leases.create("l", {PREFIX + "expire": FUTURE})
+    leased = Scope("default", "l")
+    digest = put(stores.metadata.content(leased), "ref", b"leased")
+    stores.metadata.snapshots(leased, "memory").prepare("s")
+    assert stores.metadata.collect().blobs == 0
+    leases.create("old", {PREFIX + "expire": PAST})
+    leases.add_resource("old", Resource(digest, "content"))
+    leases.delete("l")
+    collected = stores.metadata.collect()
+    assert (collected.blobs, collected.snapshots, collected.leases) == (1, 1, 1)
+    assert leases.list() == []
+    assert stores.snapshotter.infos == {}
+
+
+def test_expired_image_goes_with_what_it_kept(stores: Stores) -> None:
+    image(stores, "i", blob(stores, b"x"), **{PREFIX + "expire": PAST})
+    collected = stores.metadata.collect()
+    assert (collected.images, collected.blobs) == (1, 1)
+    assert stores.metadata.images(SCOPE).list() == []
+    assert "/images/delete" in stores.topics()
+
+
+def test_blob_stays_while_another_namespace_has_it(stores: Stores) -> None:
+    digest = blob(stores, b"shared")
+    other = Scope("other")
+    stores.metadata.leases(other).create("l")
+    stores.metadata.leases(other).add_resource("l", Resource(digest, "content"))
+    with stores.metadata.content(other).writer("ref") as writer:
+        writer.write(b"shared")
+        writer.commit()
+    assert stores.metadata.collect().blobs == 1
+    with stores.metadata.content(other).reader(digest) as reader:
+        assert reader.size == 6
+
+
+def test_old_ingests_go_and_those_being_written_stay(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores.metadata.content(SCOPE)
+    monkeypatch.setattr("kontti.metadata.content.INGEST_SECONDS", -1)
+    store.writer("old").close()
+    with store.writer("busy") as writer:
+        writer.write(b"busy")
+        monkeypatch.undo()
+        store.writer("young").close()
+        stores.metadata.collect()
+        assert [s.ref for s in store.list_statuses()] == ["busy", "young"]
+        writer.commit()
+    assert len(stores.backend.list_statuses()) == 1
+
+
+def test_one_broken_backend_stops_nothing_else(stores: Stores) -> None:
+    snapshots = stores.metadata.snapshots(SCOPE, "memory")
+    snapshots.prepare("s")
+    blob(stores, b"garbage")
+    stores.snapshotter.fail["walk"] = Internal("stuck")
+    collected = stores.metadata.collect()
+    assert (collected.blobs, collected.snapshots) == (1, 1)
+    assert list(stores.backend.walk()) == []
+    assert len(stores.snapshotter.infos) == 1
+    stores.snapshotter.fail.clear()
+    stores.metadata.collect()
+    assert stores.snapshotter.infos == {}
+
+
+def test_what_a_crash_left_in_the_backends_is_found_after_a_start(tmp_path: Path) -> None:
+    with open_stores(tmp_path) as stores:
+        kept = blob(stores, b"kept")
+        image(stores, "i", kept)
+        stores.metadata.content(SCOPE).writer("resumable").close()
+        orphan = put(stores.backend, "raw", b"orphan")
+        stores.backend.writer("default/77/raw").close()
+        snapshotter = stores.snapshotter
+        snapshotter.prepare("default/78/raw")
+    snapshotter.fail["walk"] = Internal("a plugin that does not answer yet")
+    with open_stores(tmp_path, snapshotter=snapshotter) as stores:
+        assert stores.metadata.images(SCOPE).get("i").target.digest == kept
+        snapshotter.fail.clear()
+        stores.metadata.collect()
+        assert {i.digest for i in stores.backend.walk()} == {kept}
+        assert [s.ref.partition("/")[2][-9:] for s in stores.backend.list_statuses()] == [
+            "resumable"
+        ]
+        assert snapshotter.infos == {}
+    assert orphan == sha256(b"orphan")
+
+
+def test_nothing_that_is_referred_to_is_lost_while_collecting(stores: Stores) -> None:
+    """Images come and go in several threads, sharing blobs, while collections run."""
+    stop = threading.Event()
+    problems: list[str] = []
+
+    def collect() -> None:
+        while not stop.is_set():
+            stores.metadata.collect()
+
+    def work(worker: int) -> None:
+        for turn in range(25):
+            try:
+                _pull_and_remove(stores, worker, turn)
+            except Exception as error:  # noqa: BLE001 - reported by the test's own thread
+                problems.append(f"{worker}.{turn}: {error!r}")
+
+    collector = threading.Thread(target=collect)
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in (collector, *workers):
+        thread.start()
+    for thread in workers:
+        thread.join(90)
+    stop.set()
+    collector.join(30)
+    assert problems == []
+    stores.metadata.collect()
+    assert list(stores.backend.walk()) == []
+    assert stores.snapshotter.infos == {}
+
+
+def _pull_and_remove(stores: Stores, worker: int, turn: int) -> None:
+    scope = Scope(f"ns{worker % 2}", f"lease-{worker}")
+    metadata = stores.metadata
+    metadata.leases(scope).create(scope.lease)
+    store, snapshots = metadata.content(scope), metadata.snapshots(scope, "memory")
+    digests = [_have(stores, scope, f"{worker}-{turn}-{n}", f"blob {n}".encode()) for n in range(2)]
+    labels = {f"{PREFIX}ref.content.{i}": d for i, d in enumerate(digests)}
+    manifest = _have(stores, scope, f"{worker}-{turn}-m", f"manifest {worker}".encode())
+    store.update(Info(manifest, 0, labels=labels))
+    snapshots.prepare(f"active-{worker}")
+    snapshots.commit(f"chain-{worker}", f"active-{worker}")
+    chain = {f"{PREFIX}ref.snapshot.memory": f"chain-{worker}"}
+    target = Descriptor("type", manifest, 1)
+    metadata.images(scope).create(Image(f"image-{worker}", target, chain))
+    metadata.leases(scope).delete(scope.lease)
+    for digest in [manifest, *digests]:
+        with store.reader(digest) as reader:
+            assert reader.size
+    assert snapshots.stat(f"chain-{worker}").kind is Kind.COMMITTED
+    metadata.images(scope).delete(f"image-{worker}")
+    try:
+        snapshots.remove(f"chain-{worker}")
+    except NotFound:
+        pass
+
+
+def _have(stores: Stores, scope: Scope, ref: str, data: bytes) -> Digest:
+    try:
+        return put(stores.metadata.content(scope), ref, data)
+    except AlreadyExists:
+        return sha256(data)
