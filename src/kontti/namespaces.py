@@ -22,4 +22,4 @@ class Scope:
         """A checked scope; FailedPrecondition with no namespace, InvalidArgument for a bad one."""
         if not namespace:
             raise FailedPrecondition("namespace is required")
-        return cls(check_identifier(namespace, "namespace"), lease)
+        return cls(check_identifier(namespace, "namespace validation"), lease)

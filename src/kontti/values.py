@@ -101,20 +101,20 @@ class Resource:
     type: str
 
 
-def check_identifier(text: str, what: str = "identifier") -> str:
+def check_identifier(text: str, what: str = "") -> str:
     """``text`` if it may name a namespace, container or exec; raises InvalidArgument otherwise.
 
     Letters and digits joined by single ``.``, ``_`` or ``-``, at most 76 of them, as containerd
-    accepts: these names become path components.
+    accepts: these names become path components. ``what`` goes before the message.
     """
+    prefix = f"{what}: " if what else ""
     if not text:
-        raise InvalidArgument(f"{what} must not be empty")
+        raise InvalidArgument(f"{prefix}identifier must not be empty")
+    shown = f'{prefix}identifier "{text[:80]}"'
     if len(text) > _MAX_ID:
-        raise InvalidArgument(
-            f"{what} {text[:80]!r} greater than maximum length ({_MAX_ID} characters)"
-        )
+        raise InvalidArgument(f"{shown} greater than maximum length ({_MAX_ID} characters)")
     if not _ID.fullmatch(text):
-        raise InvalidArgument(f"{what} {text!r} must match {_ID.pattern}")
+        raise InvalidArgument(f"{shown} must match ^{_ID.pattern}$")
     return text
 
 

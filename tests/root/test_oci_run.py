@@ -54,7 +54,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, rootfs: Path) -> Run:
 
     def run(chosen: Sequence[Option]) -> subprocess.CompletedProcess[str]:
         context = Context("kontti-test", id, lambda: contextlib.nullcontext(str(rootfs)))
-        spec = build(context, [options.with_root_path(str(rootfs)), *SETTLE, *chosen])
+        # a cgroup right below the top: a runtime removes its own, but not the ones above it
+        place = (options.with_root_path(str(rootfs)), resources.with_cgroup(f"/{id}"))
+        spec = build(context, [*place, *SETTLE, *chosen])
         (tmp_path / "config.json").write_bytes(encode(spec))
         argv = [*runtime, "run", "--bundle", str(tmp_path), id]
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,11 @@ from kontti.content.base import Info
 from kontti.errors import AlreadyExists, Internal, NotFound
 from kontti.metadata.base import Container, Image
 from kontti.metadata.gc import Graph, Node, Type, expires_at
-from kontti.metadata.sweep import children_first
+from kontti.metadata.sweep import children_first, remove_orphans
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Kind
 from kontti.testing.content import put, sha256
-from kontti.values import AnyValue, Descriptor, Digest, Resource
+from kontti.values import EMPTY, AnyValue, Descriptor, Digest, Mount, Resource
 from tests.support.metadata import Stores, open_stores
 
 PREFIX = "containerd.io/gc."
@@ -258,6 +258,32 @@ def test_old_ingests_go_and_those_being_written_stay(
         assert [s.ref for s in store.list_statuses()] == ["busy", "young"]
         writer.commit()
     assert len(stores.backend.list_statuses()) == 1
+
+
+def test_orphans_are_told_from_what_is_being_made(stores: Stores) -> None:
+    """Collections look through the backend between its change and the change's record."""
+    snapshots = stores.metadata.snapshots(SCOPE, "memory")
+    prepare, commit = stores.snapshotter.prepare, stores.snapshotter.commit
+
+    def interrupted_prepare(
+        key: str, parent: str = "", labels: Mapping[str, str] = EMPTY
+    ) -> list[Mount]:
+        made = prepare(key, parent, labels)
+        remove_orphans(stores.metadata._backing)
+        return made
+
+    def interrupted_commit(
+        name: str, key: str, labels: Mapping[str, str] = EMPTY, parent: str | None = None
+    ) -> None:
+        commit(name, key, labels, parent)
+        remove_orphans(stores.metadata._backing)
+
+    stores.snapshotter.prepare = interrupted_prepare  # type: ignore[method-assign]
+    stores.snapshotter.commit = interrupted_commit  # type: ignore[method-assign]
+    snapshots.prepare("active")
+    snapshots.commit("base", "active")
+    assert [i.name for i in snapshots.walk()] == ["base"]
+    assert snapshots.mounts("base")
 
 
 def test_one_broken_backend_stops_nothing_else(stores: Stores) -> None:

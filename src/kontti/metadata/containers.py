@@ -65,7 +65,10 @@ class ContainerStore:
 
     def create(self, container: Container) -> Container:
         """Raises AlreadyExists, InvalidArgument."""
-        check(container)
+        try:
+            check(container)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"create container failed validation: {error.message}") from None
         stamp = now()
         made = replace(
             container, labels=clean(container.labels), created_at=stamp, updated_at=stamp
@@ -131,7 +134,7 @@ def check(container: Container) -> None:
     check_labels(container.labels)
     for key in container.extensions:
         if not key:
-            raise InvalidArgument("extension keys must not be zero-length")
+            raise InvalidArgument("container.Extension keys must not be zero-length")
     if not container.runtime:
         raise InvalidArgument("container.Runtime.Name must be set")
     if container.spec is None:

@@ -126,13 +126,13 @@ class ImageStore:
 def check(image: Image) -> None:
     """Raises InvalidArgument without a name, or a target without digest, size or type."""
     if not image.name:
-        raise InvalidArgument("image name must not be empty")
+        raise InvalidArgument("Image.Name required")
     check_labels(image.labels)
     Digest.parse(image.target.digest)
     if image.target.size <= 0:
-        raise InvalidArgument("size must be greater than zero")
+        raise InvalidArgument("Target.Size must be greater than zero")
     if not image.target.media_type:
-        raise InvalidArgument("image target media type must be set")
+        raise InvalidArgument("Target.MediaType must be set")
 
 
 def _masked(old: Image, new: Image, paths: Sequence[str]) -> Image:

@@ -108,10 +108,10 @@ def check_resource(resource: Resource) -> None:
         raise InvalidArgument("resource id must not be empty")
     if resource.type == CONTENT:
         Digest.parse(resource.id)
-    elif resource.type.startswith(SNAPSHOTS):
+    elif f"{resource.type}/".startswith(SNAPSHOTS):
         snapshotter = resource.type.removeprefix(SNAPSHOTS)
-        if not snapshotter or "/" in snapshotter:
-            raise InvalidArgument(f'invalid snapshot resource type "{resource.type}"')
+        if snapshotter in ("", resource.type) or "/" in snapshotter:
+            raise InvalidArgument(f"invalid snapshot resource type {resource.type}")
     elif resource.type != INGESTS:
         raise Unimplemented(f'resource type "{resource.type}" not supported yet')
 

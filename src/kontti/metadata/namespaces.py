@@ -44,7 +44,7 @@ class NamespaceStore:
 
     def create(self, namespace: Namespace) -> Namespace:
         """Raises AlreadyExists, InvalidArgument."""
-        check_identifier(namespace.name, "namespace")
+        check_identifier(namespace.name)
         with self._database.write() as connection:
             made = connection.execute(
                 "INSERT OR IGNORE INTO namespaces VALUES (?, ?)",
@@ -58,7 +58,7 @@ class NamespaceStore:
 
     def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
         """Only labels change. A namespace that nobody used yet comes to be, as in containerd."""
-        check_identifier(namespace.name, "namespace")
+        check_identifier(namespace.name)
         refuse_other_paths(paths, f'namespace "{namespace.name}"')
         with self._database.write() as connection:
             ensure_namespace(connection, namespace.name)

@@ -260,7 +260,7 @@ class NamespacedSnapshotter:
                 (self._namespace, self._name, key),
             ).fetchone()
             if child is not None:
-                raise FailedPrecondition(f'cannot remove snapshot "{key}" with child')
+                raise FailedPrecondition("cannot remove snapshot with child")
             self._delete(connection, key)
         self._remove_backend(row[1])
         self._publish("remove", SnapshotRemove(key=key, snapshotter=self._name))

@@ -4,7 +4,7 @@
     config.json       the OCI spec
     rootfs/           where the root file system is mounted
     work              link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
-    bootstrap.json    {"version", "address", "protocol"}, once a shim listens
+    bootstrap.json    {"version", "address", "protocol"}; our own shim's is there before the shim
     shim-binary-path  the shim that was started, "" for our own
 """
 
@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kontti.errors import AlreadyExists, Error
-from kontti.linux import fs, mounts
+from kontti.linux import fs, libc, mounts
 from kontti.values import check_identifier
 
+log = logging.getLogger(__name__)
 TASK_DIR = "io.containerd.runtime.v2.task"
 BUILTIN = ""
 
@@ -42,15 +44,20 @@ class Bundle:
     path: str
     work: str
 
-    def write_bootstrap(self, bootstrap: Bootstrap, binary: str) -> None:
-        """Note the shim; a new daemon finds it by this."""
+    def write_binary(self, binary: str) -> None:
+        """Note which shim is to be started, BUILTIN for our own. Raises Error."""
+        with _os_errors(f"bundle of {self.id}"):
+            self._write("shim-binary-path", binary.encode())
+
+    def write_bootstrap(self, bootstrap: Bootstrap) -> None:
+        """Note how to reach the shim; a new daemon finds it by this. Raises Error."""
         plain = {
             "version": bootstrap.version,
             "address": bootstrap.address,
             "protocol": bootstrap.protocol,
         }
-        self._write("shim-binary-path", binary.encode())
-        self._write("bootstrap.json", json.dumps(plain).encode())
+        with _os_errors(f"bundle of {self.id}"):
+            self._write("bootstrap.json", json.dumps(plain).encode())
 
     def _write(self, name: str, data: bytes) -> None:
         # the state directory does not outlive a crash of the machine: nothing to sync
@@ -72,14 +79,33 @@ class Bundle:
         try:
             with open(os.path.join(self.path, "shim-binary-path")) as file:
                 return file.read()
-        except OSError:
+        except (OSError, ValueError):
             return BUILTIN
 
     def delete(self) -> None:
-        """Unmount what is left on the root file system, and remove both directories."""
-        mounts.unmount_all(os.path.join(self.path, "rootfs"))
-        fs.remove_tree(self.path)
-        fs.remove_tree(self.work)
+        """Unmount what is left on the root file system, and remove both directories.
+
+        Raises Error where something stays mounted: what is below a mount is not ours to remove.
+        """
+        with _os_errors(f"bundle of {self.id}"):
+            self._free_rootfs()
+            fs.remove_tree(self.path)
+            fs.remove_tree(self.work)
+
+    def _free_rootfs(self) -> None:
+        rootfs = os.path.join(self.path, "rootfs")
+        mounts.unmount_all(rootfs)
+        try:
+            os.rmdir(rootfs)
+        except FileNotFoundError:
+            return
+        except OSError:
+            # mounts below it, or what was made to mount them on
+            for target in reversed(_mounts_below(self.path)):
+                libc.umount2(target, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
+            left = _mounts_below(self.path)
+            if left:
+                raise Error(f"bundle of {self.id}: {left[0]} stays mounted") from None
 
 
 class Bundles:
@@ -128,13 +154,33 @@ class Bundles:
         with open(os.path.join(bundle.path, "config.json"), "wb") as file:
             file.write(spec)
 
-    def all(self) -> Iterator[Bundle]:
-        """Every bundle on disk."""
-        for namespace in sorted(os.listdir(self._state)):
-            folder = os.path.join(self._state, namespace)
-            for id in sorted(os.listdir(folder)):
-                with contextlib.suppress(Error):
-                    yield self.of(namespace, id)
+    def all(self) -> list[Bundle]:
+        """Every bundle on disk; what is there and cannot be one is left alone."""
+        found = []
+        for namespace in _folders(self._state):
+            for id in _folders(os.path.join(self._state, namespace)):
+                try:
+                    found.append(self.of(namespace, id))
+                except Error as error:
+                    log.warning("%s/%s is no task's: %s", namespace, id, error)
+        return found
+
+
+def _folders(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+
+
+def _mounts_below(path: str) -> list[str]:
+    """Mount points below ``path``, in the order they were made (proc(5), mountinfo)."""
+    root = os.path.realpath(path)
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            target = os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1"))
+            if target.startswith(f"{root}/"):
+                found.append(target)
+    return found
 
 
 @contextlib.contextmanager

@@ -11,16 +11,21 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 
 from kontti.errors import Error
 from kontti.linux import process
 from kontti.runtime.bundle import Bootstrap, Bundle
+from kontti.wire.messages.runtime.bootstrap.v1.bootstrap import BootstrapResult
 from kontti.wire.messages.runtime.task.v2.shim import DeleteResponse
 
 START_SECONDS = 30.0
-CLEANUP_SECONDS = 30.0
-_NAME = re.compile(r"(?:[a-z0-9_-]+\.)+([a-z0-9_-]+)\.(v\d+)")
+MAX_VERSION = 3
+"""Of the Task service that we speak."""
+_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+# posix_spawn(3) has no working directory
+_IN_BUNDLE = ("/bin/sh", "-c", 'cd "$0" && exec "$@"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,84 +36,119 @@ class External:
     grpc_address: str
     publish_binary: str
     environment: tuple[str, ...] = ()
+    delete_seconds: float = 5.0
 
     async def start(self, binary: str, bundle: Bundle, options: bytes) -> Bootstrap:
         """Run ``binary start`` in the bundle; raises Error with what it printed."""
         done = await self._run(binary, bundle, "start", options, START_SECONDS)
         if done.returncode:
-            raise Error(f"failed to start shim: {done.stderr.decode(errors='replace').strip()}")
+            said = (done.stdout + done.stderr).decode(errors="replace").strip()
+            raise Error(f"start failed: {said}: exit status {done.returncode}")
         return parse_bootstrap(done.stdout)
 
     async def delete(self, binary: str, bundle: Bundle) -> DeleteResponse:
         """Run ``binary delete``; raises Error where it fails."""
-        done = await self._run(binary, bundle, "delete", b"", CLEANUP_SECONDS)
+        done = await self._run(binary, bundle, "delete", b"", self.delete_seconds)
         if done.returncode:
-            raise Error(f"shim delete: {done.stderr.decode(errors='replace').strip()}")
+            said = done.stderr.decode(errors="replace").strip()
+            raise Error(f"delete failed: {said}: exit status {done.returncode}")
         return DeleteResponse.decode(done.stdout)
 
     async def _run(
         self, binary: str, bundle: Bundle, action: str, stdin: bytes, timeout: float
     ) -> process.Completed:
-        argv = [
-            binary, "-namespace", bundle.namespace, "-address", self.grpc_address,
-            "-publish-binary", self.publish_binary, "-id", bundle.id,
-        ]  # fmt: skip
-        if action == "delete":
-            argv += ["-bundle", bundle.path]
-        environment = {
-            **os.environ,
-            **dict(pair.split("=", 1) for pair in self.environment if "=" in pair),
-            "TTRPC_ADDRESS": self.ttrpc_address,
-            "GRPC_ADDRESS": self.grpc_address,
-            "NAMESPACE": bundle.namespace,
-            "MAX_SHIM_VERSION": "2",
-        }
-        # posix_spawn has no working directory: env(1) sets it
-        command = ["/usr/bin/env", "-C", bundle.path, *argv, action]
         try:
             return await asyncio.to_thread(
-                process.run, command, timeout=timeout, env=environment, input=stdin
+                process.run,
+                [*_IN_BUNDLE, bundle.path, *self._command(binary, bundle, action)],
+                timeout=timeout,
+                env=self._environment(bundle.namespace),
+                input=stdin,
             )
         except (OSError, TimeoutError) as error:
             raise Error(f"shim {os.path.basename(binary)} {action}: {error}") from None
 
+    def _command(self, binary: str, bundle: Bundle, action: str) -> list[str]:
+        flags = [
+            "-namespace", bundle.namespace, "-address", self.grpc_address,
+            "-publish-binary", self.publish_binary, "-id", bundle.id,
+        ]  # fmt: skip
+        if action == "delete":
+            flags += ["-bundle", bundle.path]
+        return [binary, *flags, action]
+
+    def _environment(self, namespace: str) -> dict[str, str]:
+        pairs = (pair.partition("=") for pair in self.environment)
+        return {
+            **os.environ,
+            **{key: value for key, _, value in pairs if key},
+            "TTRPC_ADDRESS": self.ttrpc_address,
+            "GRPC_ADDRESS": self.grpc_address,
+            "NAMESPACE": namespace,
+            "MAX_SHIM_VERSION": str(MAX_VERSION),
+        }
+
 
 def parse_bootstrap(printed: bytes) -> Bootstrap:
-    """What ``start`` printed: an address alone, or JSON; raises Error for anything else."""
+    """What ``start`` printed: an address alone, JSON, or a BootstrapResult.
+
+    Raises Error for anything else, and for a protocol or version that we do not speak.
+    """
     text = printed.decode(errors="replace").strip()
     if text.startswith("{"):
-        try:
-            plain = json.loads(text)
-            version, protocol = int(plain["version"]), str(plain["protocol"])
-            found = Bootstrap(str(plain["address"]), version, protocol)
-        except (ValueError, KeyError, TypeError):
-            raise Error(f"shim printed no bootstrap parameters: {text:.200}") from None
-        if found.protocol != "ttrpc" or found.version not in (2, 3):
-            raise Error(f"shim speaks {found.protocol} version {found.version}: not supported")
-        return found
-    if not text.startswith("unix://"):
+        found = _from_json(text)
+    elif text.startswith("unix://") and text.isprintable():
+        found = Bootstrap(text)
+    else:
+        found = _from_message(printed)
+    if found.protocol != "ttrpc" or found.version not in (2, MAX_VERSION):
+        raise Error(f"shim speaks {found.protocol:.20} version {found.version}: not supported")
+    if not found.address.startswith("unix://"):
         raise Error(f"shim printed no address: {text:.200}")
-    return Bootstrap(text)
+    return found
+
+
+def _from_json(text: str) -> Bootstrap:
+    try:
+        plain = json.loads(text)
+        return Bootstrap(str(plain["address"]), int(plain["version"]), str(plain["protocol"]))
+    except (ValueError, KeyError, TypeError):
+        raise Error(f"shim printed no bootstrap parameters: {text:.200}") from None
+
+
+def _from_message(printed: bytes) -> Bootstrap:
+    try:
+        result = BootstrapResult.decode(printed)
+    except Error:
+        result = BootstrapResult()
+    if not result.address:
+        raise Error(f"shim printed no address: {printed.decode(errors='replace').strip():.200}")
+    return Bootstrap(result.address, result.version, result.protocol)
 
 
 def resolve(name: str, path: str = "") -> str:
     """The shim's binary for a runtime's name or path; raises Error as containerd words it."""
-    if path or name.startswith("/"):
-        binary = path or name
-        if not os.access(binary, os.X_OK):
-            raise Error(f"invalid runtime path {binary!r}: no such executable")
-        return binary
-    found = _NAME.fullmatch(name)
-    if found is None:
+    found = path or name
+    if os.path.isabs(found):
+        if not os.path.exists(found):
+            raise Error(
+                "failed to resolve runtime path: invalid custom binary path: "
+                f"stat {found}: no such file or directory"
+            )
+        return found
+    parts = _NAME.fullmatch(found)
+    if parts is None:
         raise Error(
-            f"failed to resolve runtime path: invalid runtime name {name}, correct runtime name "
+            f"failed to resolve runtime path: invalid runtime name {found}, correct runtime name "
             "should be either format like `io.containerd.runc.v2` or a full path to the binary"
         )
-    file = f"containerd-shim-{found[1]}-{found[2]}"
-    binary = shutil.which(file, path=f"{os.environ.get('PATH', '')}:/usr/local/bin:/usr/bin") or ""
-    if not binary:
+    file = f"containerd-shim-{parts[1]}-{parts[2]}"
+    # beside the daemon as well, as containerd looks
+    folders = (os.environ.get("PATH", os.defpath), os.path.dirname(os.path.abspath(sys.argv[0])))
+    binary = shutil.which(file, path=os.pathsep.join(folders))
+    if binary is None:
         raise Error(
-            f'failed to resolve runtime path: runtime "{name}" binary not installed "{file}": '
+            f'failed to resolve runtime path: runtime "{found}" binary not installed "{file}": '
             "file does not exist"
         )
     return binary

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kontti.errors import Error
-from kontti.runtime.bundle import BUILTIN, Bundle, Bundles
+from kontti.errors import AlreadyExists, Error, Unavailable
+from kontti.linux import process
+from kontti.runtime import probe
+from kontti.runtime.bundle import BUILTIN, Bootstrap, Bundle, Bundles
 from kontti.runtime.external import External, resolve
-from kontti.runtime.shim import Shim
-from kontti.runtime.zygote import ShimSettings, Zygote
-from kontti.wire.messages.runtime.task.v2.shim import DeleteResponse
+from kontti.runtime.shim import CONNECT_SECONDS, Shim
+from kontti.runtime.zygote import ShimSettings, Zygote, interpreter
+from kontti.wire.messages.google import Empty
+from kontti.wire.messages.runtime.task.v2 import shim as api
 
 log = logging.getLogger(__name__)
 BUILTIN_RUNTIMES = ("io.containerd.runc.v2", "io.containerd.kontti.v1")
-KILLED = 137
+KILLED = 128 + signal.SIGKILL
+OWN_CLEAN_SECONDS = 30.0
+_CLEAN = (
+    "from kontti.shim.cleanup import clean; "
+    "sys.stdout.buffer.write(clean(*sys.argv[1:]).encode())"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """``root`` and ``state`` are the daemon's; ``runtimes`` names those our own shim serves."""
+    """``root`` and ``state`` are the daemon's; ``runtimes`` names those our own shim serves.
+
+    ``*_seconds`` are the deadlines that config.toml calls timeouts.
+    """
 
     root: str
     state: str
@@ -35,10 +49,28 @@ class RuntimeSettings:
     runtimes: tuple[str, ...] = BUILTIN_RUNTIMES
     environment: tuple[str, ...] = ()
     load_seconds: float = 5.0
+    state_seconds: float = 2.0
+    stats_seconds: float = 2.0
+    shutdown_seconds: float = 3.0
+    cleanup_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a new task needs of a shim: its spec, the runtime's name or path, and the group.
+
+    ``options`` are the runtime's, as a google.protobuf.Any.
+    """
+
+    spec: bytes
+    runtime: str
+    path: str = ""
+    options: bytes = b""
+    group: str = ""
 
 
 class ShimManager:
-    """Starts and connects shims. ``on_lost`` is told of each task whose shim broke away."""
+    """Starts and connects shims. ``on_lost`` is told of each shim that broke away."""
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self.settings = settings
@@ -52,88 +84,194 @@ class ShimManager:
             settings.grpc_address,
             settings.publish_binary,
             settings.environment,
+            settings.cleanup_seconds,
         )
         self._shims: dict[str, Shim] = {}
+        # by address: a group's shim is not started twice, nor joined while it is being ended
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.on_lost: Callable[[Shim, str], None] = lambda _shim, _namespace: None
 
-    async def start(
-        self, bundle: Bundle, runtime: str, path: str, options: bytes, group: str
-    ) -> Shim:
-        """The shim for a new task: the group's, or a new one. Raises Error, leaving no shim."""
-        builtin = not path and runtime in self.settings.runtimes
-        binary = BUILTIN if builtin else await asyncio.to_thread(resolve, runtime, path)
-        shim = self._group_shim(bundle, group) if builtin else None
-        if shim is None:
+    def _lock(self, address: str) -> asyncio.Lock:
+        return self._locks.setdefault(address, asyncio.Lock())
+
+    async def start(self, bundle: Bundle, start: Start) -> Shim:
+        """Make the bundle and start a shim, or join the group's; a failure leaves neither.
+
+        Raises Error.
+        """
+        try:
+            binary = await asyncio.to_thread(self._prepare, bundle, start)
+        except AlreadyExists:
+            # no task of ours: what an earlier one could not clean up
+            log.warning("bundle of %s was left behind; cleaning up", bundle.id)
+            await self.clean(bundle)
+            binary = await asyncio.to_thread(self._prepare, bundle, start)
+        try:
+            if binary == BUILTIN:
+                return await self._start_own(bundle, start.group)
+            return await self._start_external(bundle, binary, start.options)
+        except BaseException as error:
+            await asyncio.to_thread(bundle.delete)
+            if isinstance(error, Error):
+                raise type(error)(f"failed to start shim: {error.message}") from None
+            raise
+
+    def _prepare(self, bundle: Bundle, start: Start) -> str:
+        """Find the shim's binary and make the bundle, with all of it that is known now."""
+        builtin = not start.path and start.runtime in self.settings.runtimes
+        try:
+            binary = BUILTIN if builtin else resolve(start.runtime, start.path)
+        except Error as error:
+            raise type(error)(f"failed to start shim: {error.message}") from None
+        self.bundles.create(bundle.namespace, bundle.id, start.spec)
+        try:
+            bundle.write_binary(binary)
             if builtin:
-                bootstrap = await self.zygote.shim(bundle, group)
-            else:
-                bootstrap = await self._external.start(binary, bundle, options)
-            shim = await self._connect(bundle, bootstrap.address, binary, bootstrap.version)
-        await asyncio.to_thread(bundle.write_bootstrap, shim.bootstrap, binary)
-        shim.tasks.add(bundle.id)
-        return shim
+                bundle.write_bootstrap(self.zygote.bootstrap(bundle, start.group))
+        except BaseException:
+            bundle.delete()
+            raise
+        return binary
 
-    def _group_shim(self, bundle: Bundle, group: str) -> Shim | None:
-        if not group:
-            return None
-        path = self.zygote.socket_path(bundle.namespace, group)
-        return self._shims.get(f"unix://{path}")
+    async def _start_own(self, bundle: Bundle, group: str) -> Shim:
+        bootstrap = self.zygote.bootstrap(bundle, group)
+        async with self._lock(bootstrap.address):
+            shim = self._shims.get(bootstrap.address)
+            if shim is None:
+                pid = await self.zygote.shim(bundle, bootstrap)
+                try:
+                    shim = await self._connect(bundle, bootstrap, BUILTIN)
+                except BaseException:
+                    _kill(pid)
+                    raise
+            shim.tasks.add(bundle.id)
+            return shim
 
-    async def _connect(self, bundle: Bundle, address: str, binary: str, version: int) -> Shim:
-        from kontti.runtime.bundle import Bootstrap
+    async def _start_external(self, bundle: Bundle, binary: str, options: bytes) -> Shim:
+        bootstrap = await self._external.start(binary, bundle, options)
+        try:
+            await asyncio.to_thread(bundle.write_bootstrap, bootstrap)
+            return await self._join(bundle, bootstrap, binary, CONNECT_SECONDS)
+        except BaseException:
+            with contextlib.suppress(Error):
+                await self._external.delete(binary, bundle)
+            raise
 
-        known = self._shims.get(address)
-        if known is not None:
-            return known
-        shim = await Shim.connect(Bootstrap(address, version), bundle.namespace)
-        self._shims[address] = shim
+    async def _join(
+        self, bundle: Bundle, bootstrap: Bootstrap, binary: str, timeout: float
+    ) -> Shim:
+        """The shim at an address, connected to once."""
+        async with self._lock(bootstrap.address):
+            shim = self._shims.get(bootstrap.address)
+            if shim is None:
+                shim = await self._connect(bundle, bootstrap, binary, timeout)
+            shim.tasks.add(bundle.id)
+            return shim
+
+    async def _connect(
+        self, bundle: Bundle, bootstrap: Bootstrap, binary: str, timeout: float = CONNECT_SECONDS
+    ) -> Shim:
+        shim = await Shim.connect(bootstrap, bundle.namespace, timeout, own=binary == BUILTIN)
+        self._shims[bootstrap.address] = shim
 
         def lost() -> None:
-            self._shims.pop(address, None)
+            self._shims.pop(bootstrap.address, None)
+            # it may live on, and must not keep what is now cleaned up
+            shim.kill()
+            shim.release()
             self.on_lost(shim, bundle.namespace)
 
         shim.on_lost(lost)
         return shim
 
     async def load(self, bundle: Bundle) -> Shim:
-        """The shim of a task that an earlier daemon started; raises Error where it is gone."""
+        """The shim of a task that an earlier daemon started.
+
+        Raises Unavailable where it is gone, DeadlineExceeded where it does not answer.
+        """
         bootstrap = await asyncio.to_thread(bundle.bootstrap)
         if bootstrap is None:
-            raise Error(f"task {bundle.id} has no shim")
-        connecting = self._connect(bundle, bootstrap.address, bundle.binary(), bootstrap.version)
-        async with asyncio.timeout(self.settings.load_seconds):
-            shim = await connecting
-        shim.tasks.add(bundle.id)
-        return shim
+            raise Unavailable(f"task {bundle.id} has no shim")
+        binary = await asyncio.to_thread(bundle.binary)
+        return await self._join(bundle, bootstrap, binary, self.settings.load_seconds)
 
     async def stop(self, shim: Shim, bundle: Bundle) -> None:
-        """A task is deleted: end its shim if that was its last."""
+        """A task is deleted: end its shim if that was its last. Raises Error for the bundle."""
         shim.tasks.discard(bundle.id)
-        if not shim.tasks:
-            self._shims.pop(shim.bootstrap.address, None)
-            shim.on_lost(lambda: None)
-            await shim.shutdown(bundle.id)
-            await shim.close()
+        await self._end_unused(shim, bundle.id)
         await asyncio.to_thread(bundle.delete)
 
-    async def clean(self, bundle: Bundle) -> DeleteResponse:
-        """Clear what a dead shim left: processes, mounts, the bundle. How its process ended."""
-        binary = await asyncio.to_thread(bundle.binary)
-        ended = DeleteResponse(exit_status=KILLED)
+    async def _end_unused(self, shim: Shim, id: str) -> None:
+        address = shim.bootstrap.address
+        async with self._lock(address):
+            if shim.tasks or self._shims.get(address) is not shim:
+                return
+            shim.on_lost(lambda: None)
+            try:
+                await shim.shutdown(id, self.settings.shutdown_seconds)
+            except Unavailable:
+                pass  # it ended before it answered
+            except Error as error:
+                log.warning("shim of %s: %s; it is killed", id, error)
+                shim.kill()
+            finally:
+                self._shims.pop(address, None)
+                await shim.close()
+
+    async def clean(self, bundle: Bundle, shim: Shim | None = None) -> api.DeleteResponse:
+        """End a task whatever state it is in: processes, mounts, shim and bundle.
+
+        Asks ``shim`` first, where there is one. How its process ended.
+        """
+        if shim is not None:
+            try:
+                return await self._clean_by_shim(bundle, shim)
+            except Error as error:
+                log.warning("shim of %s does not clean up: %s", bundle.id, error)
+            shim.tasks.discard(bundle.id)
+            if not shim.tasks:
+                shim.kill()
+                await self._end_unused(shim, bundle.id)
+        ended = await self._clean_after_shim(bundle)
         try:
-            if binary == BUILTIN:
-                ended = await asyncio.to_thread(self._clean_builtin, bundle)
-            else:
-                ended = await self._external.delete(binary, bundle)
+            await asyncio.to_thread(bundle.delete)
         except Error as error:
-            log.warning("cleaning up after the shim of %s: %s", bundle.id, error)
-        await asyncio.to_thread(bundle.delete)
+            log.warning("%s", error)
         return ended
 
-    def _clean_builtin(self, bundle: Bundle) -> DeleteResponse:
-        from kontti.shim.cleanup import clean
+    async def _clean_by_shim(self, bundle: Bundle, shim: Shim) -> api.DeleteResponse:
+        id, seconds = bundle.id, self.settings.cleanup_seconds
+        kill = api.KillRequest(id=id, signal=signal.SIGKILL, all=True)
+        with contextlib.suppress(Error):
+            await shim.call("Kill", kill, Empty, seconds)
+            await shim.call("Wait", api.WaitRequest(id=id), api.WaitResponse, seconds)
+        request = api.DeleteRequest(id=id)
+        ended = await shim.call("Delete", request, api.DeleteResponse, seconds)
+        await self.stop(shim, bundle)
+        return ended
 
-        return clean(bundle.namespace, bundle.id, bundle.path, self.settings.runtime)
+    async def _clean_after_shim(self, bundle: Bundle) -> api.DeleteResponse:
+        """Clear what a dead shim left of a task."""
+        binary = await asyncio.to_thread(bundle.binary)
+        try:
+            if binary == BUILTIN:
+                return await asyncio.to_thread(self._clean_own, bundle)
+            return await self._external.delete(binary, bundle)
+        except (Error, OSError) as error:
+            log.warning("cleaning up after the shim of %s: %s", bundle.id, error)
+            return api.DeleteResponse(exit_status=KILLED)
+
+    def _clean_own(self, bundle: Bundle) -> api.DeleteResponse:
+        # a process of its own: the OCI runtime may have to be run without sight of the v2 tree
+        argv = interpreter(_CLEAN)
+        argv += [bundle.namespace, bundle.id, bundle.path, self.settings.runtime]
+        if self.settings.hide_unified:
+            argv = probe.without_unified(argv)
+        done = process.run(argv, timeout=OWN_CLEAN_SECONDS)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise Error(said[-1] if said else f"exit status {done.returncode}")
+        return api.DeleteResponse.decode(done.stdout)
 
     async def close(self) -> None:
         """Hang up on every shim, which go on, and end the zygote."""
@@ -141,3 +279,9 @@ class ShimManager:
             await shim.close()
         self._shims.clear()
         await asyncio.to_thread(self.zygote.close)
+
+
+def _kill(pid: int) -> None:
+    """End a shim that was just started and cannot be reached."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

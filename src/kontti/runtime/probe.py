@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from kontti.linux import cgroups, fs, process
@@ -21,10 +22,14 @@ _UNIFIED = "/sys/fs/cgroup/unified"
 
 @dataclass(frozen=True, slots=True)
 class RuntimeChoice:
-    """``binary`` "" where none works. ``hide_unified`` where it works without the v2 tree only."""
+    """``binary`` "" where none works. ``hide_unified`` where it works without the v2 tree only.
+
+    ``log`` says, in a line each, why the others were not chosen.
+    """
 
     binary: str
     hide_unified: bool = False
+    log: tuple[str, ...] = ()
 
 
 def choose(state: str) -> RuntimeChoice:
@@ -35,10 +40,15 @@ def choose(state: str) -> RuntimeChoice:
         with open(cache) as file:
             kept = json.load(file)
         if kept["key"] == key:
-            return RuntimeChoice(str(kept["binary"]), bool(kept["hide_unified"]))
+            return RuntimeChoice(
+                str(kept["binary"]), bool(kept["hide_unified"]), tuple(map(str, kept["log"]))
+            )
     except (OSError, ValueError, KeyError, TypeError):
         pass
     choice = probe()
+    if not choice.binary:
+        # nothing to keep: what was wrong may be put right, or was only slow
+        return choice
     os.makedirs(state, mode=0o711, exist_ok=True)
     fs.atomic_write(cache, json.dumps({"key": key, **asdict(choice)}).encode(), sync=False)
     return choice
@@ -63,17 +73,25 @@ def locate(name: str) -> str:
 def probe() -> RuntimeChoice:
     """The first candidate that runs a container here, with the v2 tree or without."""
     hybrid = cgroups.mode() == cgroups.HYBRID and cgroups.hybrid_with_controllers()
+    why = []
     for name in CANDIDATES:
         binary = locate(name)
         if not binary:
+            why.append(f"{name} is not installed")
             continue
         for hide in (False, True) if hybrid else (False,):
             problem = attempt(binary, hide)
             if not problem:
-                return RuntimeChoice(binary, hide)
-            log.info("%s does not work here (v2 tree hidden: %s): %s", binary, hide, problem)
+                return RuntimeChoice(binary, hide, tuple(why))
+            why.append(f"{binary} does not work here (v2 tree hidden: {hide}): {problem}")
+            log.info("%s", why[-1])
     log.warning("no OCI runtime works on this host: install crun or runc")
-    return RuntimeChoice("")
+    return RuntimeChoice("", log=tuple(why))
+
+
+def without_unified(argv: Sequence[str]) -> list[str]:
+    """The command line that runs ``argv`` where the v2 tree beside v1 cannot be seen."""
+    return ["/usr/bin/unshare", "-m", "/bin/sh", "-c", f'umount {_UNIFIED} && exec "$0" "$@"', *argv]
 
 
 def attempt(binary: str, hide: bool) -> str:

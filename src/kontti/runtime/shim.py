@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import os
+import signal
 from collections.abc import Callable
 from typing import TypeVar
 
-from kontti.errors import Error, Unavailable
+from kontti.errors import Unavailable
 from kontti.runtime.bundle import Bootstrap
 from kontti.runtime.ttrpc import TtrpcClient
 from kontti.wire.messages.google import Empty
@@ -18,26 +18,35 @@ M = TypeVar("M", bound=Message)
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 150.0
 """Longer than our shim's own bound on a call of the OCI runtime."""
-SHUTDOWN_SECONDS = 3.0
 
 
 class Shim:
-    """One shim, which may keep several tasks of a group."""
+    """One shim, which may keep several tasks of a group; ``tasks`` are their ids.
 
-    def __init__(self, client: TtrpcClient, bootstrap: Bootstrap) -> None:
+    ``own`` tells that it is ours, so that who listens at its address is the shim itself.
+    """
+
+    def __init__(self, client: TtrpcClient, bootstrap: Bootstrap, *, own: bool = False) -> None:
         self._client = client
         self._service = f"containerd.task.v{bootstrap.version}.Task/"
+        self._process = _pidfd(client.listener_pid) if own else -1
         self.bootstrap = bootstrap
         self.tasks: set[str] = set()
 
     @classmethod
     async def connect(
-        cls, bootstrap: Bootstrap, namespace: str, timeout: float = CONNECT_SECONDS
+        cls,
+        bootstrap: Bootstrap,
+        namespace: str,
+        timeout: float = CONNECT_SECONDS,
+        *,
+        own: bool = False,
     ) -> Shim:
-        """Connect; raises Unavailable."""
+        """Connect; raises Unavailable where nobody listens, DeadlineExceeded."""
         if bootstrap.protocol != "ttrpc":
             raise Unavailable(f"shim speaks {bootstrap.protocol}: not supported")
-        return cls(await TtrpcClient.connect(bootstrap.address, namespace, timeout), bootstrap)
+        client = await TtrpcClient.connect(bootstrap.address, namespace, timeout)
+        return cls(client, bootstrap, own=own)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once when the connection breaks."""
@@ -49,17 +58,43 @@ class Shim:
         """One call of the Task service; raises what the shim answers."""
         return await self._client.call(self._service + method, request, response, timeout)
 
+    async def state(self, id: str, exec_id: str, timeout: float) -> api.StateResponse:
+        """What a process is doing."""
+        request = api.StateRequest(id=id, exec_id=exec_id)
+        return await self.call("State", request, api.StateResponse, timeout)
+
     async def wait(self, id: str, exec_id: str) -> api.WaitResponse:
         """Until the process ends, however long that takes."""
         request = api.WaitRequest(id=id, exec_id=exec_id)
         return await self.call("Wait", request, api.WaitResponse, None)
 
-    async def shutdown(self, id: str) -> None:
-        """Ask it to end, if it has no task left; a shim that is gone is no error."""
-        request = api.ShutdownRequest(id=id)
-        with contextlib.suppress(Error, asyncio.CancelledError):
-            await self.call("Shutdown", request, Empty, SHUTDOWN_SECONDS)
+    async def shutdown(self, id: str, timeout: float) -> None:
+        """Ask it to end, if it has no task left; raises Error."""
+        await self.call("Shutdown", api.ShutdownRequest(id=id), Empty, timeout)
+
+    def kill(self) -> None:
+        """End it by force, if it is ours; its containers go on until they are cleaned up."""
+        if self._process >= 0:
+            try:
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def release(self) -> None:
+        """Let go of the handle on its process."""
+        process, self._process = self._process, -1
+        if process >= 0:
+            os.close(process)
 
     async def close(self) -> None:
         """Hang up; it goes on."""
+        self.release()
         await self._client.close()
+
+
+def _pidfd(pid: int) -> int:
+    """A handle on a process that cannot become another's; -1 where there is none."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1

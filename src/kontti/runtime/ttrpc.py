@@ -6,14 +6,24 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-from kontti.errors import DeadlineExceeded, Error, Internal, Unavailable, Unimplemented
+from kontti.errors import (
+    DeadlineExceeded,
+    Error,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+    Unimplemented,
+)
 from kontti.wire.protobuf import Message
 from kontti.wire.ttrpc import (
     NAMESPACE_KEY,
     REQUEST,
+    RESPONSE,
     ClientStreams,
     Decoder,
     Frame,
@@ -26,6 +36,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 READ_SIZE = 64 << 10
 MAX_IN_FLIGHT = 256
+_CREDENTIALS = struct.Struct("3i")
 
 Handler = Callable[[str, bytes], Awaitable[bytes]]
 """Takes the caller's namespace and the request's bytes, gives the response's."""
@@ -42,20 +53,33 @@ class TtrpcClient:
         self._metadata = {NAMESPACE_KEY: namespace}
         self._streams = ClientStreams()
         self._waiting: dict[int, asyncio.Future[Response]] = {}
-        self._failure: Error | None = None
+        self._failure = ""
         self.on_lost: Callable[[], None] = lambda: None
         self._task = asyncio.create_task(self._read())
 
     @classmethod
     async def connect(cls, address: str, namespace: str, timeout: float) -> TtrpcClient:
-        """Connect to ``unix://path``; raises Unavailable after ``timeout`` seconds."""
+        """Connect to ``unix://path``.
+
+        Raises Unavailable where nobody listens, DeadlineExceeded after ``timeout`` seconds.
+        """
         path = address.removeprefix("unix://")
         try:
-            opened = asyncio.open_unix_connection(path)
-            reader, writer = await asyncio.wait_for(opened, timeout)
-        except (OSError, TimeoutError) as error:
-            raise Unavailable(f"shim at {path}: {str(error) or 'did not accept in time'}") from None
+            async with asyncio.timeout(timeout):
+                reader, writer = await asyncio.open_unix_connection(path)
+        except TimeoutError:
+            raise DeadlineExceeded(f"shim at {path} did not accept in {timeout:.0f} s") from None
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"shim at {path}: {error}") from None
         return cls(reader, writer, namespace)
+
+    @property
+    def listener_pid(self) -> int:
+        """Who called listen(2) on the other end (unix(7), SO_PEERCRED)."""
+        peer = self._writer.get_extra_info("socket")
+        packed = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, _, _ = _CREDENTIALS.unpack(packed)
+        return int(pid)
 
     async def call(
         self, method: str, request: Message, response: type[M], timeout: float | None
@@ -64,8 +88,8 @@ class TtrpcClient:
 
         Raises what the peer answers, DeadlineExceeded, Unavailable where the connection breaks.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self._failure:
+            raise Unavailable(self._failure)
         nanos = int(timeout * 1e9) if timeout else 0
         stream, frame = self._streams.call(method, request.encode(), self._metadata, nanos)
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
@@ -82,33 +106,47 @@ class TtrpcClient:
         finally:
             self._waiting.pop(stream, None)
             self._streams.forget(stream)
-        return response.decode(answer.result())
+        payload = answer.result()
+        try:
+            return response.decode(payload)
+        except InvalidArgument as error:
+            # the caller's argument was right; it is the answer that is not
+            raise Internal(f"{method} was answered with garbage: {error.message}") from None
 
     async def _read(self) -> None:
         decoder = Decoder()
-        failure: Error = Unavailable("ttrpc: closed")
+        failure = "ttrpc: closed"
         try:
             while data := await self._reader.read(READ_SIZE):
                 for frame in decoder.feed(data):
                     self._answered(frame)
         except (OSError, Error) as error:
-            failure = Unavailable(f"ttrpc: {error}")
+            failure = f"ttrpc: {error}"
         finally:
             self._fail(failure)
 
     def _answered(self, frame: Frame) -> None:
-        answer = self._streams.answer(frame)
-        future = self._waiting.pop(frame.stream, None)
-        if answer is not None and future is not None and not future.done():
+        future = self._waiting.get(frame.stream)
+        if frame.kind == RESPONSE and (future is None or future.done()):
+            return
+        try:
+            answer = self._streams.answer(frame)
+        except InvalidArgument as error:
+            # one answer that cannot be read must not end the other calls; a wrong frame must
+            if frame.kind != RESPONSE or future is None:
+                raise
+            future.set_exception(Internal(f"ttrpc: {error.message}"))
+            return
+        if answer is not None and future is not None:
             future.set_result(answer)
 
-    def _fail(self, failure: Error) -> None:
-        if self._failure is not None:
+    def _fail(self, failure: str) -> None:
+        if self._failure:
             return
         self._failure = failure
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(failure)
+                future.set_exception(Unavailable(failure))
         self._waiting.clear()
         self._writer.close()
         self.on_lost()
@@ -132,14 +170,18 @@ class TtrpcServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self, path: str, uid: int, gid: int) -> None:
-        """Listen at ``path``, mode 0660."""
-        before = os.umask(0o117)
+        """Listen at ``path``, mode 0660; raises OSError."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._server = await asyncio.start_unix_server(self._accepted, path)
-        finally:
-            os.umask(before)
-        os.chown(path, uid, gid)
-        self._path = path
+            listener.bind(path)
+            self._path = path
+            # nobody can connect before listen(2), so there is no moment with other rights
+            os.chmod(path, 0o660)
+            os.chown(path, uid, gid)
+            self._server = await asyncio.start_unix_server(self._accepted, sock=listener)
+        except BaseException:
+            listener.close()
+            raise
 
     async def stop(self) -> None:
         """Accept no more, hang up, take the socket away."""
@@ -156,25 +198,37 @@ class TtrpcServer:
         if task is not None:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+        calls: set[asyncio.Task[None]] = set()
         try:
-            await self._serve(reader, writer)
+            await self._serve(reader, writer, calls)
+            await asyncio.gather(*calls)
         except (OSError, Error) as error:
             log.debug("ttrpc connection ended: %s", error)
         except asyncio.CancelledError:
             pass  # the server stops
         finally:
+            for call in calls:
+                call.cancel()
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        calls: set[asyncio.Task[None]],
+    ) -> None:
+        """Until the peer hangs up; raises InvalidArgument where it sends what is no frame."""
         decoder = Decoder()
         slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-        async with asyncio.TaskGroup() as calls:
-            while data := await reader.read(READ_SIZE):
-                for frame in decoder.feed(data):
-                    if frame.kind == REQUEST:
-                        await slots.acquire()
-                        call = calls.create_task(self._call(frame, writer))
-                        call.add_done_callback(lambda _: slots.release())
+        while data := await reader.read(READ_SIZE):
+            for frame in decoder.feed(data):
+                if frame.kind != REQUEST:
+                    raise InvalidArgument(f"ttrpc frame of type {frame.kind} from a client")
+                await slots.acquire()
+                call = asyncio.create_task(self._call(frame, writer))
+                calls.add(call)
+                call.add_done_callback(calls.discard)
+                call.add_done_callback(lambda _: slots.release())
 
     async def _call(self, frame: Frame, writer: asyncio.StreamWriter) -> None:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,10 +16,24 @@ from kontti.errors import Error, Unavailable, from_code
 from kontti.linux import process
 from kontti.runtime.bundle import Bootstrap, Bundle
 
+log = logging.getLogger(__name__)
 START_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
+CLOSE_SECONDS = 3.0
+POLL_SECONDS = 0.002
+ATTEMPTS = 2
+TASK_VERSION = 3
+"""Of the Task service that our shims serve."""
 # an interpreter without site: our own path is all that the shim's few imports need
-_PROGRAM = "import sys; sys.path[:0] = {path!r}; from kontti.shim.zygote import main; main()"
+_PREAMBLE = "import sys; sys.path[:0] = {path!r}; "
+_ZYGOTE = "from kontti.shim.zygote import main; main()"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def interpreter(program: str) -> list[str]:
+    """The command line that runs ``program`` with our own modules and no others to be imported."""
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return [sys.executable, "-I", "-S", "-c", _PREAMBLE.format(path=[source]) + program]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,43 +56,56 @@ class Zygote:
         self._pid = 0
         self._starting = asyncio.Lock()
 
+    @property
+    def pid(self) -> int:
+        """Its process, 0 where it does not run."""
+        return self._pid if self._alive() else 0
+
     async def start(self) -> None:
-        """Start it, if it does not run."""
+        """Start it, if it does not run; raises Unavailable."""
         async with self._starting:
             if not self._alive():
                 await asyncio.to_thread(self._spawn)
-                await self._await_socket()
+                deadline = asyncio.get_running_loop().time() + START_SECONDS
+                while not os.path.exists(self._path):
+                    self._check_start(deadline)
+                    await asyncio.sleep(POLL_SECONDS)
+
+    def _check_start(self, deadline: float) -> None:
+        if not self._alive() or asyncio.get_running_loop().time() > deadline:
+            self._end(0.0)
+            raise Unavailable("the shims' zygote did not start")
 
     def _alive(self) -> bool:
         if not self._pid:
             return False
-        pid, _ = os.waitpid(self._pid, os.WNOHANG)
+        try:
+            pid, _ = os.waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:
+            pid = self._pid
         if pid:
-            self._pid = 0
-            os.close(self._control)
-            self._control = -1
+            self._forget()
         return pid == 0
+
+    def _forget(self) -> None:
+        control, self._control, self._pid = self._control, -1, 0
+        if control >= 0:
+            os.close(control)
 
     def _spawn(self) -> None:
         os.makedirs(os.path.dirname(self._path), mode=0o711, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        program = _PROGRAM.format(path=[source])
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            argv = [sys.executable, "-I", "-S", "-c", program, self._path, "3"]
+            argv = [*interpreter(_ZYGOTE), self._path, "3"]
             self._pid = process.spawn(argv, files=[(read, 3)], setsid=True)
+        except BaseException:
+            os.close(write)
+            raise
         finally:
             os.close(read)
         self._control = write
-
-    async def _await_socket(self) -> None:
-        deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while not os.path.exists(self._path):
-            if not self._alive() or asyncio.get_running_loop().time() > deadline:
-                raise Unavailable("the shims' zygote did not start")
-            await asyncio.sleep(0.002)
 
     def socket_path(self, namespace: str, id: str) -> str:
         """Where the shim of a task or group listens: short, and one for each daemon's state."""
@@ -85,51 +113,83 @@ class Zygote:
         digest = hashlib.sha256(name.encode()).hexdigest()
         return os.path.join(self.settings.socket_dir, digest)
 
-    async def shim(self, bundle: Bundle, group: str) -> Bootstrap:
-        """Fork a shim for a task, or for the group it is the first of; raises Error."""
-        await self.start()
+    def bootstrap(self, bundle: Bundle, group: str) -> Bootstrap:
+        """How to reach the shim of a task or group, there or not."""
+        path = self.socket_path(bundle.namespace, group or bundle.id)
+        return Bootstrap(f"unix://{path}", TASK_VERSION)
+
+    async def shim(self, bundle: Bundle, bootstrap: Bootstrap) -> int:
+        """Fork a shim to listen as ``bootstrap`` says; its pid. Raises Error."""
         request = {
             "namespace": bundle.namespace,
-            "socket": self.socket_path(bundle.namespace, group or bundle.id),
+            "socket": bootstrap.address.removeprefix("unix://"),
             "ttrpc_address": self.settings.ttrpc_address,
             "runtime": self.settings.runtime,
             "hide_unified": self.settings.hide_unified,
             "bundle": bundle.path,
         }
+        connection = await self._connect()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                answer = await self._ask(request)
+                answer = await _ask(connection, request)
         except TimeoutError:
             raise Unavailable("the shims' zygote did not answer in time") from None
         if "error" in answer:
             raise from_code(int(str(answer.get("code", 2))), str(answer["error"]))
-        return Bootstrap(str(answer["address"]), int(str(answer["version"])))
+        return int(str(answer["pid"]))
 
-    async def _ask(self, request: dict[str, object]) -> dict[str, object]:
+    async def _connect(self) -> Connection:
+        """A connection to it, started (once again) where there is none to be had."""
+        for _ in range(ATTEMPTS):
+            await self.start()
+            pid = self._pid
+            deadline = asyncio.get_running_loop().time() + START_SECONDS
+            while self._alive() and asyncio.get_running_loop().time() < deadline:
+                try:
+                    return await asyncio.open_unix_connection(self._path)
+                except ConnectionRefusedError:
+                    # between its bind(2) and its listen(2)
+                    await asyncio.sleep(POLL_SECONDS)
+                except OSError as error:
+                    log.warning("the shims' zygote: %s", error)
+                    break
+            # it may be alive and yet out of reach, its socket taken away
+            async with self._starting:
+                if self._pid == pid:
+                    await asyncio.to_thread(self._end, 0.0)
+        raise Unavailable("the shims' zygote cannot be reached")
+
+    def _end(self, patience: float) -> None:
+        """Have it end, within ``patience`` seconds or by force."""
+        pid = self._pid
+        if not self._alive():
+            return
+        self._forget()
         try:
-            reader, writer = await asyncio.open_unix_connection(self._path)
-        except OSError as error:
-            raise Unavailable(f"the shims' zygote: {error}") from None
-        try:
-            writer.write(json.dumps(request).encode() + b"\n")
-            line = await reader.readline()
-        finally:
-            writer.close()
-        try:
-            answer: dict[str, object] = json.loads(line)
-        except ValueError:
-            raise Error("the shims' zygote answered nothing") from None
-        return answer
+            process.wait(pid, patience)
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            process.wait(pid, None)
 
     def close(self) -> None:
         """End it; shims go on."""
-        if self._control >= 0:
-            os.close(self._control)
-            self._control = -1
-        if self._pid:
-            try:
-                process.wait(self._pid, START_SECONDS)
-            except TimeoutError:
-                os.kill(self._pid, signal.SIGKILL)
-                process.wait(self._pid, None)
-            self._pid = 0
+        self._end(CLOSE_SECONDS)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+async def _ask(connection: Connection, request: dict[str, object]) -> dict[str, object]:
+    reader, writer = connection
+    try:
+        writer.write(json.dumps(request).encode() + b"\n")
+        line = await reader.readline()
+        answer = json.loads(line)
+    except OSError as error:
+        raise Unavailable(f"the shims' zygote: {error}") from None
+    except ValueError:
+        raise Error("the shims' zygote answered nothing") from None
+    finally:
+        writer.close()
+    if not isinstance(answer, dict) or not {"pid", "error"} & set(answer):
+        raise Error("the shims' zygote answered nothing")
+    return answer

@@ -30,6 +30,7 @@ from kontti.tasks.manager import TaskManager
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
+DEFAULT_SOCKET_DIR = "/run/containerd/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
     runtime = RuntimeSettings(
         root=settings.stores.root,
         state=settings.state,
-        socket_dir=settings.socket_dir or os.path.join(settings.state, "s"),
+        socket_dir=settings.socket_dir or DEFAULT_SOCKET_DIR,
         ttrpc_address=settings.ttrpc.address,
         grpc_address=settings.grpc.address,
         runtime=choice.binary,

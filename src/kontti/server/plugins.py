@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from kontti.errors import InvalidArgument
+from kontti.errors import FailedPrecondition, InvalidArgument
 from kontti.images.platforms import default
 from kontti.values import Platform
 
@@ -20,11 +21,12 @@ RUNTIME = "io.containerd.runtime.v2"
 SHIM = "io.containerd.shim.v1"
 SERVICE = "io.containerd.service.v1"
 GRPC = "io.containerd.grpc.v1"
+NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A part of the daemon. ``host`` where it depends on the platform; ``init_error`` "" if it works."""
+    """A part of the daemon; ``host`` where it is for a platform, ``init_error`` "" if it works."""
 
     type: str
     id: str
@@ -41,12 +43,13 @@ class Plugin:
         return f"{self.type}.{self.id}"
 
 
-_SERVICES = ("containers", "content", "diff", "images", "introspection", "namespaces", "snapshots")
-_GRPC_OVER_SERVICE = (*_SERVICES, "tasks")
+_OVER_A_SERVICE = (
+    "containers", "content", "diff", "images", "introspection", "namespaces", "snapshots", "tasks",
+)  # fmt: skip
 BUILTINS: tuple[Plugin, ...] = (
     Plugin(CONTENT, "content"),
     Plugin(EVENT, "exchange"),
-    Plugin(SNAPSHOTTER, "native", host=True),
+    Plugin(SNAPSHOTTER, "native", host=True, capabilities=("rebase",)),
     Plugin(SNAPSHOTTER, "overlayfs", host=True, capabilities=("rebase",)),
     Plugin(METADATA, "bolt", (CONTENT, EVENT, SNAPSHOTTER)),
     Plugin(GC, "scheduler", (METADATA,)),
@@ -54,9 +57,15 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(DIFFER, "walking", (METADATA,), host=True),
     Plugin(SHIM, "manager", (EVENT, METADATA)),
     Plugin(RUNTIME, "task", (SHIM,), host=True),
-    *(Plugin(SERVICE, f"{name}-service", (METADATA,)) for name in _SERVICES),
+    Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
+    Plugin(SERVICE, "content-service", (METADATA,)),
+    Plugin(SERVICE, "diff-service", (DIFFER,)),
+    Plugin(SERVICE, "images-service", (METADATA, GC)),
+    Plugin(SERVICE, "introspection-service"),
+    Plugin(SERVICE, "namespaces-service", (EVENT, METADATA)),
+    Plugin(SERVICE, "snapshots-service", (METADATA,)),
     Plugin(SERVICE, "tasks-service", (RUNTIME, METADATA)),
-    *(Plugin(GRPC, name, (SERVICE,)) for name in _GRPC_OVER_SERVICE),
+    *(Plugin(GRPC, name, (SERVICE,)) for name in _OVER_A_SERVICE),
     Plugin(GRPC, "events", (EVENT,)),
     Plugin(GRPC, "leases", (LEASE,)),
     Plugin(GRPC, "healthcheck"),
@@ -65,28 +74,66 @@ BUILTINS: tuple[Plugin, ...] = (
 
 
 def order(plugins: Iterable[Plugin]) -> list[Plugin]:
-    """Each plugin after those of the types it requires; raises InvalidArgument for a cycle."""
-    waiting = list(plugins)
-    ordered: list[Plugin] = []
-    while waiting:
-        types = {p.type for p in waiting}
-        ready = [p for p in waiting if not types & set(p.requires)]
-        if not ready:
-            raise InvalidArgument(f"plugins require each other: {', '.join(sorted(types))}")
-        ordered += ready
-        waiting = [p for p in waiting if p not in ready]
-    return ordered
+    """Each plugin after all others of the types it requires, otherwise as they come.
+
+    Raises InvalidArgument, naming the plugins, where they require one another in a circle.
+    """
+    every = tuple(plugins)
+    by_type: dict[str, list[Plugin]] = {}
+    for plugin in every:
+        by_type.setdefault(plugin.type, []).append(plugin)
+    ordered: dict[str, Plugin] = {}
+
+    def place(plugin: Plugin, path: tuple[str, ...]) -> None:
+        if plugin.uri in ordered:
+            return
+        if plugin.uri in path:
+            circle = " -> ".join((*path[path.index(plugin.uri) :], plugin.uri))
+            raise InvalidArgument(f"plugins require one another: {circle}")
+        for required in plugin.requires:
+            for other in by_type.get(required, ()):
+                if other.uri != plugin.uri:
+                    place(other, (*path, plugin.uri))
+        ordered[plugin.uri] = plugin
+
+    for plugin in every:
+        place(plugin, ())
+    return list(ordered.values())
 
 
-def plugin_rows(failures: Mapping[str, str], disabled: Sequence[str]) -> list[Plugin]:
-    """The builtins that are not disabled, with this host's platform and why one failed."""
+def plugin_rows(
+    failures: Mapping[str, str],
+    disabled: Collection[str],
+    exports: Mapping[str, Mapping[str, str]] = NO_EXPORTS,
+) -> list[Plugin]:
+    """The builtins that are not disabled, as this host has them.
+
+    ``failures`` says, by snapshotter or by URI, why one does not work; ``exports``, by URI, what
+    one tells of itself.
+    """
     host = default()
     return [
         replace(
             plugin,
             platforms=(host,) if plugin.host else (),
-            init_error=failures.get(plugin.id, "") if plugin.type == SNAPSHOTTER else "",
+            exports=tuple(exports.get(plugin.uri, {}).items()),
+            init_error=_failure(plugin, failures),
         )
         for plugin in order(BUILTINS)
         if plugin.uri not in disabled
     ]
+
+
+def _failure(plugin: Plugin, failures: Mapping[str, str]) -> str:
+    by_name = failures.get(plugin.id, "") if plugin.type == SNAPSHOTTER else ""
+    return failures.get(plugin.uri, by_name)
+
+
+def check_required(rows: Iterable[Plugin], required: Iterable[str]) -> None:
+    """Raises FailedPrecondition where a plugin of ``required`` (URIs) is not there or failed."""
+    by_uri = {row.uri: row for row in rows}
+    for uri in required:
+        if uri not in by_uri:
+            raise FailedPrecondition(f"required plugin {uri} not included")
+        if by_uri[uri].init_error:
+            raise FailedPrecondition(f"load required plugin {uri}: {by_uri[uri].init_error}")

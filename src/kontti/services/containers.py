@@ -18,6 +18,7 @@ class ContainersService:
     def __init__(self, metadata: Metadata, bridge: Bridge) -> None:
         self._metadata = metadata
         self._call = bridge.call
+        self._quick = bridge.quick
 
     def _store(self, context: Context) -> Containers:
         return self._metadata.containers(scope_of(context))
@@ -25,7 +26,7 @@ class ContainersService:
     async def get(
         self, request: pb.GetContainerRequest, context: Context
     ) -> pb.GetContainerResponse:
-        found = await self._call(self._store(context).get, request.id)
+        found = self._quick(self._store(context).get, request.id)
         return pb.GetContainerResponse(container=to_proto(found))
 
     async def list(

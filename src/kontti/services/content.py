@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.empty_pb2 import Empty
 
 from kontti.api.services.content.v1 import content_pb2 as pb
-from kontti.content.base import Info, Status, Store, Writer
+from kontti.content.base import Info, Reader, Status, Store, Writer
 from kontti.errors import InvalidArgument, OutOfRange
 from kontti.metadata.base import Metadata
 from kontti.services import convert
@@ -17,6 +17,7 @@ from kontti.values import Digest
 
 PAGE = 100
 CHUNK = 1 << 20
+FIRST = 64 << 10
 
 
 class ContentService:
@@ -25,12 +26,13 @@ class ContentService:
     def __init__(self, metadata: Metadata, bridge: Bridge) -> None:
         self._metadata = metadata
         self._call = bridge.call
+        self._quick = bridge.quick
 
     def _store(self, context: Context) -> Store:
         return self._metadata.content(scope_of(context))
 
     async def info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
-        info = await self._call(self._store(context).info, Digest.parse(request.digest))
+        info = self._quick(self._store(context).info, Digest.parse(request.digest))
         return pb.InfoResponse(info=_info_to_proto(info))
 
     async def update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
@@ -54,16 +56,27 @@ class ContentService:
     async def read(
         self, request: pb.ReadContentRequest, context: Context
     ) -> AsyncIterator[pb.ReadContentResponse]:
-        store = self._store(context)
-        reader = await self._call(store.reader, Digest.parse(request.digest))
+        reader, offset, end, data = self._quick(self._open, self._store(context), request)
         try:
-            offset, end = _range(request.offset, request.size, reader.size)
-            while offset < end:
-                data = await self._call(reader.read_at, offset, min(CHUNK, end - offset))
+            while data:
                 yield pb.ReadContentResponse(offset=offset, data=data)
                 offset += len(data)
+                if offset >= end:
+                    return
+                data = await self._call(reader.read_at, offset, min(CHUNK, end - offset))
         finally:
             reader.close()
+
+    @staticmethod
+    def _open(store: Store, request: pb.ReadContentRequest) -> tuple[Reader, int, int, bytes]:
+        """A reader, the range to read, and its first piece: most blobs that are read are small."""
+        reader = store.reader(Digest.parse(request.digest))
+        try:
+            offset, end = _range(request.offset, request.size, reader.size)
+            return reader, offset, end, reader.read_at(offset, min(FIRST, end - offset))
+        except BaseException:
+            reader.close()
+            raise
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         status = await self._call(self._store(context).status, request.ref)

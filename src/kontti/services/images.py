@@ -19,13 +19,14 @@ class ImagesService:
     def __init__(self, metadata: Metadata, bridge: Bridge, collect: Callable[[], object]) -> None:
         self._metadata = metadata
         self._call = bridge.call
+        self._quick = bridge.quick
         self._collect = collect
 
     def _store(self, context: Context) -> Images:
         return self._metadata.images(scope_of(context))
 
     async def get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
-        found = await self._call(self._store(context).get, request.name)
+        found = self._quick(self._store(context).get, request.name)
         return pb.GetImageResponse(image=to_proto(found))
 
     async def list(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:

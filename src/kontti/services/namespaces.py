@@ -15,12 +15,13 @@ class NamespacesService:
     def __init__(self, store: Namespaces, bridge: Bridge) -> None:
         self._store = store
         self._call = bridge.call
+        self._quick = bridge.quick
 
     async def get(
         self, request: pb.GetNamespaceRequest, _context: Context
     ) -> pb.GetNamespaceResponse:
         return pb.GetNamespaceResponse(
-            namespace=_to_proto(await self._call(self._store.get, request.name))
+            namespace=_to_proto(self._quick(self._store.get, request.name))
         )
 
     async def list(

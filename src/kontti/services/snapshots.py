@@ -21,6 +21,7 @@ class SnapshotsService:
     def __init__(self, metadata: Metadata, bridge: Bridge) -> None:
         self._metadata = metadata
         self._call = bridge.call
+        self._quick = bridge.quick
 
     def _store(self, name: str, context: Context) -> Snapshotter:
         return self._metadata.snapshots(scope_of(context), name)
@@ -40,7 +41,7 @@ class SnapshotsService:
         return pb.ViewSnapshotResponse(mounts=convert.mounts_to_proto(mounts))
 
     async def mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
-        mounts = await self._call(self._store(request.snapshotter, context).mounts, request.key)
+        mounts = self._quick(self._store(request.snapshotter, context).mounts, request.key)
         return pb.MountsResponse(mounts=convert.mounts_to_proto(mounts))
 
     async def commit(self, request: pb.CommitSnapshotRequest, context: Context) -> Empty:
@@ -57,7 +58,7 @@ class SnapshotsService:
     async def stat(
         self, request: pb.StatSnapshotRequest, context: Context
     ) -> pb.StatSnapshotResponse:
-        info = await self._call(self._store(request.snapshotter, context).stat, request.key)
+        info = self._quick(self._store(request.snapshotter, context).stat, request.key)
         return pb.StatSnapshotResponse(info=_to_proto(info))
 
     async def update(

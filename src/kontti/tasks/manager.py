@@ -127,7 +127,7 @@ class TaskManager:
     def _task(self, scope: Scope, id: str) -> tuple[Task, Shim]:
         task = self._tasks.get((scope.namespace, id))
         if task is None:
-            raise NotFound(f"task {id}")
+            raise NotFound(f"task {id} not found")
         if task.shim is None:
             raise Unavailable(f"task {id} has no shim now")
         return task, task.shim
