@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -93,19 +94,18 @@ class Bundle:
             fs.remove_tree(self.work)
 
     def _free_rootfs(self) -> None:
+        """Have nothing mounted there any more; the shim has most often seen to that."""
         rootfs = os.path.join(self.path, "rootfs")
-        mounts.unmount_all(rootfs)
-        try:
-            os.rmdir(rootfs)
-        except FileNotFoundError:
+        if _removed(rootfs):
             return
-        except OSError:
-            # mounts below it, or what was made to mount them on
-            for target in reversed(_mounts_below(self.path)):
-                libc.umount2(target, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
-            left = _mounts_below(self.path)
-            if left:
-                raise Error(f"bundle of {self.id}: {left[0]} stays mounted") from None
+        mounts.unmount_all(rootfs)
+        if _removed(rootfs):
+            return
+        for target in reversed(_mounts_below(self.path)):
+            libc.umount2(target, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
+        left = _mounts_below(self.path)
+        if left:
+            raise Error(f"bundle of {self.id}: {left[0]} stays mounted")
 
 
 class Bundles:
@@ -164,6 +164,19 @@ class Bundles:
                 except Error as error:
                     log.warning("%s/%s is no task's: %s", namespace, id, error)
         return found
+
+
+def _removed(path: str) -> bool:
+    """Remove a directory that is empty and not mounted on; whether it is gone."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def _folders(path: str) -> list[str]:

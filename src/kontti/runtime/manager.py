@@ -7,11 +7,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kontti.errors import AlreadyExists, Error, Unavailable
+from kontti.errors import AlreadyExists, Error, NotFound, Unavailable
 from kontti.linux import process
 from kontti.runtime import probe
 from kontti.runtime.bundle import BUILTIN, Bootstrap, Bundle, Bundles
@@ -26,8 +27,7 @@ BUILTIN_RUNTIMES = ("io.containerd.runc.v2", "io.containerd.kontti.v1")
 KILLED = 128 + signal.SIGKILL
 OWN_CLEAN_SECONDS = 30.0
 _CLEAN = (
-    "from kontti.shim.cleanup import clean; "
-    "sys.stdout.buffer.write(clean(*sys.argv[1:]).encode())"
+    "from kontti.shim.cleanup import clean; sys.stdout.buffer.write(clean(*sys.argv[1:]).encode())"
 )
 
 
@@ -111,7 +111,7 @@ class ShimManager:
                 return await self._start_own(bundle, start.group)
             return await self._start_external(bundle, binary, start.options)
         except BaseException as error:
-            await asyncio.to_thread(bundle.delete)
+            await self._delete_bundle(bundle)
             if isinstance(error, Error):
                 raise type(error)(f"failed to start shim: {error.message}") from None
             raise
@@ -196,10 +196,10 @@ class ShimManager:
         return await self._join(bundle, bootstrap, binary, self.settings.load_seconds)
 
     async def stop(self, shim: Shim, bundle: Bundle) -> None:
-        """A task is deleted: end its shim if that was its last. Raises Error for the bundle."""
+        """A task is deleted: end its shim if that was its last, and remove the bundle."""
         shim.tasks.discard(bundle.id)
         await self._end_unused(shim, bundle.id)
-        await asyncio.to_thread(bundle.delete)
+        await self._delete_bundle(bundle)
 
     async def _end_unused(self, shim: Shim, id: str) -> None:
         address = shim.bootstrap.address
@@ -226,6 +226,9 @@ class ShimManager:
         if shim is not None:
             try:
                 return await self._clean_by_shim(bundle, shim)
+            except NotFound:
+                await self.stop(shim, bundle)
+                return api.DeleteResponse(exit_status=KILLED)
             except Error as error:
                 log.warning("shim of %s does not clean up: %s", bundle.id, error)
             shim.tasks.discard(bundle.id)
@@ -233,11 +236,25 @@ class ShimManager:
                 shim.kill()
                 await self._end_unused(shim, bundle.id)
         ended = await self._clean_after_shim(bundle)
+        await self._remove_dead_socket(bundle)
+        await self._delete_bundle(bundle)
+        return ended
+
+    @staticmethod
+    async def _delete_bundle(bundle: Bundle) -> None:
         try:
             await asyncio.to_thread(bundle.delete)
         except Error as error:
             log.warning("%s", error)
-        return ended
+
+    async def _remove_dead_socket(self, bundle: Bundle) -> None:
+        """A shim that was killed could not take its socket away."""
+        bootstrap = await asyncio.to_thread(bundle.bootstrap)
+        if bootstrap is None:
+            return
+        async with self._lock(bootstrap.address):
+            if bootstrap.address not in self._shims:
+                await asyncio.to_thread(_unlink_dead, bootstrap.address.removeprefix("unix://"))
 
     async def _clean_by_shim(self, bundle: Bundle, shim: Shim) -> api.DeleteResponse:
         id, seconds = bundle.id, self.settings.cleanup_seconds
@@ -279,6 +296,19 @@ class ShimManager:
             await shim.close()
         self._shims.clear()
         await asyncio.to_thread(self.zygote.close)
+
+
+def _unlink_dead(path: str) -> None:
+    """Remove a unix socket that nobody listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        except (OSError, ValueError):
+            return
 
 
 def _kill(pid: int) -> None:

@@ -91,7 +91,14 @@ def probe() -> RuntimeChoice:
 
 def without_unified(argv: Sequence[str]) -> list[str]:
     """The command line that runs ``argv`` where the v2 tree beside v1 cannot be seen."""
-    return ["/usr/bin/unshare", "-m", "/bin/sh", "-c", f'umount {_UNIFIED} && exec "$0" "$@"', *argv]
+    return [
+        "/usr/bin/unshare",
+        "-m",
+        "/bin/sh",
+        "-c",
+        f'umount {_UNIFIED} && exec "$0" "$@"',
+        *argv,
+    ]
 
 
 def attempt(binary: str, hide: bool) -> str:

@@ -20,8 +20,9 @@ from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
+from kontti.runtime.warm import GroupWarmer
 from kontti.server.listen import GrpcListener, prepare_socket
-from kontti.server.plugins import Plugin, plugin_rows
+from kontti.server.plugins import Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_handlers
@@ -55,6 +56,7 @@ class DaemonSettings:
     max_send: int = 16 << 20
     shim_environment: tuple[str, ...] = ()
     disabled_plugins: tuple[str, ...] = ()
+    required_plugins: tuple[str, ...] = ()
 
 
 async def serve(settings: DaemonSettings) -> None:
@@ -83,8 +85,11 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         stores = await asyncio.to_thread(Stores, settings.stores)
         stack.push_async_callback(asyncio.to_thread, stores.close)
+        rows = plugin_rows(stores.failures, settings.disabled_plugins)
+        check_required(rows, settings.required_plugins)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
+        stack.callback(GroupWarmer(stores.exchange).close)
         tasks = await start_tasks(settings, stores)
         stack.push_async_callback(tasks.close)
         ttrpc = TtrpcServer(shim_events.handlers(stores.exchange))

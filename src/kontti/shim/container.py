@@ -50,6 +50,8 @@ class Container:
         self.execs: dict[str, Process] = {}
         self.groups: dict[str, str] = {}
         self.mounted = False
+        self._deleting = 0
+        self._deleted = False
         self._rootfs = os.path.join(self.bundle, "rootfs")
 
     def create(self, request: CreateTaskRequest) -> None:
@@ -172,12 +174,33 @@ class Container:
         except Error as error:
             raise Error(f"OCI runtime exec failed: {error.message}: unknown") from None
 
+    def begin_delete(self) -> None:
+        """The first process has ended: have the runtime forget the container meanwhile.
+
+        Whoever waits has still to ask for the deletion; what that would wait for is under way.
+        """
+        try:
+            self._deleting = self.runtime.begin("delete", self.id)
+        except Error:
+            self._deleting = 0  # delete will try again, and say what is wrong
+
+    def reaped(self, pid: int, status: int) -> bool:
+        """Whether ``pid`` was the runtime's command that ``begin_delete`` started."""
+        if pid != self._deleting:
+            return False
+        self._deleting = 0
+        self._deleted = status == 0
+        return True
+
     def delete(self) -> None:
         """Have the runtime forget the container, and unmount."""
         self.init.check(DELETE)
-        # a container that was only created has a process that must be ended
-        force = () if self.init.status == STOPPED else ("--force",)
-        self.runtime.run("delete", *force, self.id)
+        if self._deleting:
+            self.runtime.finish(self._deleting, "delete")
+        elif not self._deleted:
+            # a container that was only created has a process that must be ended
+            force = () if self.init.status == STOPPED else ("--force",)
+            self.runtime.run("delete", *force, self.id)
         self.init.stdio.close()
         self.unmount()
         self.init.go(DELETE)

@@ -9,10 +9,6 @@ import signal
 from kontti.errors import Error, Unavailable
 from kontti.linux import process
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 DEADLINE = 120.0
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULTS = ("crun", "runc")
@@ -40,10 +36,18 @@ class OciRuntime:
         stdio: tuple[int | None, int | None, int | None] = (None, None, None),
     ) -> None:
         """Run one command to its end; raises Error with what the runtime logged."""
+        self.finish(self.begin(*args, stdio=stdio), args[0])
+
+    def begin(
+        self,
+        *args: str,
+        stdio: tuple[int | None, int | None, int | None] = (None, None, None),
+    ) -> int:
+        """Start one command; gives its pid, for ``finish``. Raises Error."""
         stdin, stdout, stderr = stdio
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            pid = process.spawn(
+            return process.spawn(
                 [self.executable, *self._head[1:], *args],
                 env={"PATH": os.environ.get("PATH", SEARCH), "XDG_RUNTIME_DIR": "/run"},
                 stdin=null if stdin is None else stdin,
@@ -54,17 +58,21 @@ class OciRuntime:
             raise Error(f"unable to run {self.binary}: {error.strerror}") from None
         finally:
             os.close(null)
-        self._finish(pid, args)
 
-    def _finish(self, pid: int, args: Sequence[str]) -> None:
+    def finish(self, pid: int, command: str) -> None:
+        """Wait for a command to end; raises Error with what the runtime logged."""
         try:
             code = process.wait(pid, DEADLINE)
         except TimeoutError:
             os.kill(pid, signal.SIGKILL)
             process.wait(pid, None)
-            raise Unavailable(f"{self.name} {args[0]} did not end in {DEADLINE:.0f} s") from None
+            raise Unavailable(f"{self.name} {command} did not end in {DEADLINE:.0f} s") from None
+        self.check(command, code)
+
+    def check(self, command: str, code: int) -> None:
+        """Raises Error for an exit code that is not 0."""
         if code:
-            raise Error(f"{self.name} {args[0]} failed: {self._complaint(code)}")
+            raise Error(f"{self.name} {command} failed: {self._complaint(code)}")
 
     def _complaint(self, code: int) -> str:
         """The last error in the log, or the exit code."""

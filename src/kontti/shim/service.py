@@ -268,6 +268,8 @@ class TaskService:
     def reaped(self, pid: int, status: int) -> None:
         """A child has ended; one that is no container's process was an orphan of one."""
         for container in self.containers.values():
+            if container.reaped(pid, status):
+                return
             for process in (container.init, *container.execs.values()):
                 if process.pid == pid and process.status not in (STOPPED, CREATED):
                     self._exited(container, process, status)
@@ -283,6 +285,8 @@ class TaskService:
         killed = stats.oom_kills(container.groups) if container.groups else 0
         if process is container.init and killed:
             self._publisher.publish("/tasks/oom", events.TaskOOM(container_id=container.id))
+        if process is container.init:
+            container.begin_delete()
         process.exited(status)
         process.stdio.drain(lambda: self._tell(container, process))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 IDLE_SECONDS = 30
+SPARES = 2
 REQUEST_SECONDS = 5.0
 MAX_REQUEST = 64 << 10
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
@@ -42,25 +43,71 @@ def run(path: str, control: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = listen(path)
-    sealed = seal_default()
+    listener.setblocking(False)
+    spares = Spares(listener, seal_default(), control)
     # objects that are never freed keep their pages shared with every shim
     gc.collect()
     gc.disable()
     gc.freeze()
-    watched = [listener.fileno()] + ([control] if control >= 0 else [])
+    spares.fork(SPARES)
+    watched = [spares.taken_read] + ([control] if control >= 0 else [])
     while True:
         timeout = None if control >= 0 else IDLE_SECONDS
         ready = select.select(watched, [], [], timeout)[0]
         if control in ready or not ready:
             break
-        peer, _ = listener.accept()
-        with peer:
-            if process.fork() == 0:
-                listener.close()
-                if control >= 0:
-                    os.close(control)
-                become_shim(peer, sealed)
+        spares.fork(len(os.read(spares.taken_read, 64)))
     os.unlink(path)
+
+
+class Spares:
+    """Processes forked before they are wanted: a request need not wait for a fork.
+
+    Each takes one request from the shared ``listener``, says so by a byte on a pipe, and becomes
+    that request's shim; or ends when the zygote does.
+    """
+
+    def __init__(self, listener: socket.socket, sealed: dict[str, str], control: int) -> None:
+        self._listener = listener
+        self._sealed = sealed
+        self._control = control
+        self.taken_read, self._taken_write = os.pipe2(os.O_CLOEXEC)
+        # only the zygote holds the writing end: its end is the zygote's end
+        self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+
+    def fork(self, count: int) -> None:
+        """Fork ``count`` more."""
+        for _ in range(count):
+            if process.fork() == 0:
+                os.setsid()
+                # no child of the zygote: a shim outlives it and is nobody's to wait for
+                if process.fork() != 0:
+                    os._exit(0)
+                self._become()
+
+    def _become(self) -> NoReturn:
+        for fd in (self.taken_read, self._life_write, self._control):
+            if fd >= 0:
+                os.close(fd)
+        peer = self._accept()
+        try:
+            os.write(self._taken_write, b"t")
+        except BrokenPipeError:
+            pass  # the zygote ended meanwhile; the request is served all the same
+        for fd in (self._taken_write, self._life_read):
+            os.close(fd)
+        self._listener.close()
+        become_shim(peer, self._sealed)
+
+    def _accept(self) -> socket.socket:
+        while True:
+            watched = [self._listener.fileno(), self._life_read]
+            if watched[0] in select.select(watched, [], [])[0]:
+                try:
+                    return self._listener.accept()[0]
+                except BlockingIOError:
+                    continue  # another spare was quicker
+            os._exit(0)
 
 
 def seal_default() -> dict[str, str]:
@@ -87,10 +134,6 @@ def become_shim(peer: socket.socket, sealed: dict[str, str]) -> NoReturn:
     """In the forked child: read the request, answer it, be a shim until told to shut down."""
     code = 1
     try:
-        os.setsid()
-        # not a grandchild of the daemon: a shim outlives the zygote and is nobody's to wait for
-        if process.fork() != 0:
-            os._exit(0)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         settings, listener = prepare(peer, sealed)
         answer(

@@ -110,9 +110,8 @@ class Directories:
             self.records.forget_removed(done)
 
     def publish(self, number: int) -> None:
-        """``new-<number>`` is whole: give it its name, durably."""
+        """``new-<number>`` is whole: give it its name. ``commit`` makes it durable."""
         os.rename(os.path.join(self.trees, f"new-{number}"), self.path(number))
-        fs.fsync_dir(self.trees)
 
     def close(self) -> None:
         """Close the records."""

@@ -29,7 +29,9 @@ class Streams:
 
     attached = False
 
-    def __init__(self, stdin: str = "", stdout: str = "", stderr: str = "", tty: bool = False) -> None:
+    def __init__(
+        self, stdin: str = "", stdout: str = "", stderr: str = "", tty: bool = False
+    ) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
@@ -59,7 +61,9 @@ class Fifos(Streams):
         base = directory or FIFO_DIR
         os.makedirs(base, mode=0o700, exist_ok=True)
         self.directory = tempfile.mkdtemp(dir=base)
-        paths = [os.path.join(self.directory, f"{id}-{name}") for name in ("stdin", "stdout", "stderr")]
+        paths = [
+            os.path.join(self.directory, f"{id}-{name}") for name in ("stdin", "stdout", "stderr")
+        ]
         super().__init__(paths[0], paths[1], "" if tty else paths[2], tty)
         for path in paths[: 2 if tty else 3]:
             os.mkfifo(path, 0o700)

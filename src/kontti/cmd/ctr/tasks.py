@@ -110,9 +110,7 @@ def exec_(call: Call) -> int:
         task(client, id)
         tty = call.bool("tty")
         spec = process_spec(record, call, tty)
-        io = streams(
-            exec_id, log_uri=call.str("log-uri"), directory=call.str("fifo-dir"), tty=tty
-        )
+        io = streams(exec_id, log_uri=call.str("log-uri"), directory=call.str("fifo-dir"), tty=tty)
         try:
             return run_exec(client, io, spec, (id, exec_id), detach=detach)
         finally:
@@ -257,7 +255,7 @@ def ps(call: Call) -> None:
         info = "-"
         if process.info is not None and name_of(process.info.type_url) == ProcessDetails.NAME:
             details = ProcessDetails.decode(process.info.value)
-            info = f'&ProcessDetails{{ExecID:{details.exec_id},}}'
+            info = f"&ProcessDetails{{ExecID:{details.exec_id},}}"
         rows.append((str(process.pid), info))
     sys.stdout.write(table(rows, minimum=1, padding=4 if len(rows) else 1))
 
@@ -387,9 +385,17 @@ COMMANDS = (
         args="CONTAINER",
         flags=[Flag("signal,s"), Flag("exec-id"), Flag("all,a", BOOL)],
     ),
-    Command("metrics,metric", metrics, "get a single data point of metrics for a task", args="CONTAINER", flags=[Flag("format", default="table")]),  # fmt: skip
+    Command(
+        "metrics,metric",
+        metrics,
+        "get a single data point of metrics for a task",
+        args="CONTAINER",
+        flags=[Flag("format", default="table")],
+    ),  # fmt: skip
     Command("pause", pause, "pause an existing container", args="CONTAINER"),
     Command("ps", ps, "list processes for container", args="CONTAINER"),
     Command("resume", resume, "resume a paused container", args="CONTAINER"),
-    Command("start", start, "start a container that has been created", args="CONTAINER", flags=_START),
+    Command(
+        "start", start, "start a container that has been created", args="CONTAINER", flags=_START
+    ),
 )

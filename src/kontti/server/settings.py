@@ -1,0 +1,62 @@
+"""From the configuration file to what the daemon is started with."""
+
+from __future__ import annotations
+
+from kontti.config import sections
+from kontti.config.load import Config
+from kontti.engine.stores import StoreSettings
+from kontti.metadata.scheduler import Policy
+from kontti.server.daemon import DaemonSettings, Listen
+from kontti.server.plugins import SNAPSHOTTER
+
+
+def settings_of(config: Config) -> DaemonSettings:
+    """The daemon's settings in ``config``."""
+    grpc, ttrpc = config.plugin(sections.Grpc), config.plugin(sections.Ttrpc)
+    manager = config.plugin(sections.ShimManager)
+    return DaemonSettings(
+        stores=store_settings(config, grpc.address),
+        state=config.state,
+        grpc=Listen(grpc.address, grpc.uid, grpc.gid),
+        ttrpc=Listen(ttrpc.address or f"{grpc.address}.ttrpc", ttrpc.uid, ttrpc.gid),
+        socket_dir=manager.socket_dir,
+        max_receive=grpc.max_recv_message_size,
+        max_send=grpc.max_send_message_size,
+        shim_environment=manager.env,
+        disabled_plugins=config.disabled_plugins,
+        required_plugins=config.required_plugins,
+    )
+
+
+def store_settings(config: Config, address: str) -> StoreSettings:
+    """Where and how things are kept."""
+    overlay = config.plugin(sections.Overlayfs)
+    prefix = f"{SNAPSHOTTER}."
+    return StoreSettings(
+        root=config.root,
+        owner=f"the daemon at {address}",
+        gc=gc_policy(config.plugin(sections.GcScheduler)),
+        sharing_policy=config.plugin(sections.Bolt).content_sharing_policy,
+        overlay_root=overlay.root_path,
+        overlay_options={
+            "upperdir_label": overlay.upperdir_label,
+            "sync_remove": overlay.sync_remove,
+            "mount_options": overlay.mount_options,
+        },
+        native_root=config.plugin(sections.Native).root_path,
+        disabled_snapshotters=tuple(
+            uri.removeprefix(prefix) for uri in config.disabled_plugins if uri.startswith(prefix)
+        ),
+        warm_workers=1,
+    )
+
+
+def gc_policy(section: sections.GcScheduler) -> Policy:
+    """When to collect."""
+    return Policy(
+        pause_threshold=section.pause_threshold,
+        deletion_threshold=section.deletion_threshold,
+        mutation_threshold=section.mutation_threshold,
+        schedule_delay=section.schedule_delay.seconds,
+        startup_delay=section.startup_delay.seconds,
+    )

@@ -1,0 +1,227 @@
+"""How tasks begin, are found again and end: each either whole or not at all.
+
+What has begun is finished or taken back even where the caller goes away in the middle: it runs in
+a task of the event loop that the caller only waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import TypeVar
+
+from kontti.errors import DeadlineExceeded, Error, FailedPrecondition, NotFound
+from kontti.events.base import Publisher
+from kontti.metadata.base import Container
+from kontti.runtime.bundle import Bundle
+from kontti.runtime.manager import KILLED, RuntimeSettings, ShimManager
+from kontti.runtime.shim import Shim
+from kontti.tasks import convert
+from kontti.tasks.base import CreateOptions, Exit, Status
+from kontti.tasks.table import Phase, Task, TaskTable
+from kontti.wire.messages.events.task import TaskDelete, TaskExit
+from kontti.wire.messages.runtime.task.v2 import shim as api
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
+CLOSE_SECONDS = 10.0
+DELETABLE = (Status.STOPPED, Status.CREATED)
+
+
+class Lifecycle:
+    """Fills and empties ``table``. Lives on one event loop."""
+
+    def __init__(self, settings: RuntimeSettings, table: TaskTable, publisher: Publisher) -> None:
+        self.settings = settings
+        self.table = table
+        self._publisher = publisher
+        self.shims = ShimManager(settings)
+        self.shims.on_lost = self._lost
+        self._loads: set[asyncio.Task[None]] = set()
+        self._work: set[asyncio.Task[object]] = set()
+
+    async def create(self, bundle: Bundle, container: Container, options: CreateOptions) -> int:
+        """A new task's pid; raises AlreadyExists, Error. A caller that gives up gets none."""
+        task = self.table.claim(bundle, Phase.CREATING)
+        work = self._begin(self._create(task, container, options))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._begin(self._abandon(task, work))
+            raise
+
+    async def _create(self, task: Task, container: Container, options: CreateOptions) -> int:
+        try:
+            shim = await self.shims.start(task.bundle, convert.start(container, options))
+        except BaseException:
+            self.table.go(task, Phase.GONE)
+            raise
+        request = convert.create_request(task.bundle, container, options)
+        try:
+            answer = await shim.call("Create", request, api.CreateTaskResponse)
+        except Error as error:
+            await self._take_back(task, shim)
+            raise type(error)(f"failed to create shim task: {error.message}") from None
+        task.shim = shim
+        self.table.go(task, Phase.READY)
+        return answer.pid
+
+    async def _take_back(self, task: Task, shim: Shim) -> None:
+        try:
+            await self.shims.clean(task.bundle, shim)
+        finally:
+            self.table.go(task, Phase.GONE)
+
+    async def _abandon(self, task: Task, work: asyncio.Task[int]) -> None:
+        """Take back what was created for a caller that has gone."""
+        try:
+            await work
+        except Error:
+            return
+        if task.phase is Phase.READY:
+            log.info("whoever asked for task %s has gone; deleting it", task.bundle.id)
+            self.table.go(task, Phase.ENDING)
+            await self._end(task, task.shim)
+
+    async def _end(self, task: Task, shim: Shim | None) -> None:
+        """End a task in whatever state it is in."""
+        ended = api.DeleteResponse(exit_status=KILLED)
+        try:
+            ended = await self.shims.clean(task.bundle, shim)
+        finally:
+            task.exit = convert.exit_of(task.bundle.id, ended)
+            if not task.exit.exited_at:
+                task.exit = replace(task.exit, exited_at=time.time_ns())
+            self.table.go(task, Phase.GONE)
+
+    async def delete(self, task: Task, shim: Shim) -> Exit:
+        """Delete a stopped task, with its shim if that has no other.
+
+        Raises FailedPrecondition where it is not stopped, NotFound where somebody else was first.
+        """
+        return await asyncio.shield(self._begin(self._delete(task, shim)))
+
+    async def _delete(self, task: Task, shim: Shim) -> Exit:
+        id = task.bundle.id
+        ended: api.DeleteResponse | None = None
+        try:
+            state = convert.process(id, await shim.state(id, "", self.settings.state_seconds))
+            if state.status not in DELETABLE:
+                name = state.status.name.lower()
+                raise FailedPrecondition(f"task must be stopped before deletion: {name}")
+            ended = await shim.call("Delete", api.DeleteRequest(id=id), api.DeleteResponse)
+        except NotFound:
+            # deleted before, by a daemon that did not live to clear the rest away
+            log.info("shim of task %s does not know it any more", id)
+        except Error:
+            if task.phase is Phase.READY:
+                raise
+        if task.phase is not Phase.READY:
+            # somebody else deletes it, or its shim died
+            await task.settled.wait()
+            raise NotFound(f"task {id} not found")
+        self.table.go(task, Phase.ENDING)
+        await self._clear(task, shim)
+        if ended is None:
+            raise NotFound(f"task {id} not found")
+        return convert.exit_of(id, ended)
+
+    async def _clear(self, task: Task, shim: Shim) -> None:
+        """What is left to do when the shim has deleted the task."""
+        try:
+            await self.shims.stop(shim, task.bundle)
+        finally:
+            self.table.go(task, Phase.GONE)
+
+    async def load(self) -> None:
+        """Take over the tasks of an earlier daemon, all at once and without waiting for them."""
+        for bundle in await asyncio.to_thread(self.shims.bundles.all):
+            task = self.table.claim(bundle, Phase.LOADING)
+            loading = asyncio.get_running_loop().create_task(self._load(task))
+            self._loads.add(loading)
+            loading.add_done_callback(self._loads.discard)
+
+    async def loaded(self) -> None:
+        """Wait until every task of ``load`` is there or gone."""
+        while self._loads:
+            await asyncio.wait(self._loads)
+
+    async def _load(self, task: Task) -> None:
+        turn = 0
+        while not await self._try_load(task):
+            # it may be slow and not dead; its container is not to be killed for that
+            await asyncio.sleep(RETRY_SECONDS[min(turn, len(RETRY_SECONDS) - 1)])
+            turn += 1
+
+    async def _try_load(self, task: Task) -> bool:
+        """Whether it is known what became of the task."""
+        bundle = task.bundle
+        shim: Shim | None = None
+        try:
+            shim = await self.shims.load(bundle)
+            state = await shim.state(bundle.id, "", self.settings.load_seconds)
+        except DeadlineExceeded as error:
+            log.warning("task %s in %s: %s", bundle.id, bundle.namespace, error)
+            return False
+        except NotFound as error:
+            log.info("task %s in %s: %s; clearing away", bundle.id, bundle.namespace, error)
+            if shim is not None:
+                self.table.go(task, Phase.ENDING)
+                await self._clear(task, shim)
+            return True
+        except Error as error:
+            log.warning("task %s in %s: %s; cleaning up", bundle.id, bundle.namespace, error)
+            self.table.go(task, Phase.ENDING)
+            await self._bury(task)
+            return True
+        log.info("task %s in %s is there, pid %d", bundle.id, bundle.namespace, state.pid)
+        task.shim = shim
+        self.table.go(task, Phase.READY)
+        return True
+
+    def _lost(self, shim: Shim, namespace: str) -> None:
+        for task in self.table:
+            if task.shim is shim and task.phase is Phase.READY:
+                log.warning("the shim of task %s in %s is gone", task.bundle.id, namespace)
+                self.table.go(task, Phase.ENDING)
+                self._begin(self._bury(task))
+
+    async def _bury(self, task: Task) -> None:
+        """A shim died: end what it kept, and say so."""
+        namespace, id = task.bundle.namespace, task.bundle.id
+        await self._end(task, None)
+        ended = task.exit
+        if ended is None:
+            return
+        stamp = convert.timestamp(ended.exited_at)
+        exit = TaskExit(
+            container_id=id, id=id, pid=ended.pid, exit_status=ended.status, exited_at=stamp
+        )
+        self._publisher.publish(namespace, "/tasks/exit", exit)
+        deleted = TaskDelete(
+            container_id=id, pid=ended.pid, exit_status=ended.status, exited_at=stamp
+        )
+        self._publisher.publish(namespace, "/tasks/delete", deleted)
+
+    def _begin(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    async def close(self) -> None:
+        """Let go of every shim; tasks go on. What has begun is given some time to finish."""
+        self.shims.on_lost = lambda _shim, _namespace: None
+        for loading in list(self._loads):
+            loading.cancel()
+        if self._work:
+            await asyncio.wait(set(self._work), timeout=CLOSE_SECONDS)
+        left = [*self._loads, *self._work]
+        for work in left:
+            work.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self.shims.close()
