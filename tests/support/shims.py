@@ -71,18 +71,24 @@ class Published:
 
 @dataclass
 class FakeShim:
-    """Serves the Task service. ``silent`` methods are never answered, ``failing`` ones fail."""
+    """Serves the Task service.
+
+    ``silent`` methods are never answered, ``held`` ones when their event is set, ``failing`` ones
+    fail, ``garbage`` is answered with what is no message.
+    """
 
     folder: Path
     states: dict[str, Status] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     failing: dict[str, Error] = field(default_factory=dict)
     garbage: set[str] = field(default_factory=set)
+    held: dict[str, asyncio.Event] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     shut_down: asyncio.Event = field(default_factory=asyncio.Event)
     server: TtrpcServer | None = None
     version: int = 2
+    _called: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
     def address(self) -> str:
@@ -99,6 +105,11 @@ class FakeShim:
         if self.server is not None:
             await self.server.stop()
             self.server = None
+
+    async def called(self, method: str) -> None:
+        """Until it has been asked for something."""
+        async with self._called:
+            await self._called.wait_for(lambda: method in self.calls)
 
     def _handlers(self) -> dict[str, Handler]:
         methods: dict[str, Callable[[bytes], Awaitable[Message]]] = {
@@ -117,8 +128,12 @@ class FakeShim:
     def _handler(self, name: str, do: Callable[[bytes], Awaitable[Message]]) -> Handler:
         async def handle(_namespace: str, payload: bytes) -> bytes:
             self.calls.append(name)
+            async with self._called:
+                self._called.notify_all()
             if name in self.silent:
                 await asyncio.Event().wait()
+            if name in self.held:
+                await self.held[name].wait()
             if name in self.failing:
                 raise self.failing[name]
             answer = (await do(payload)).encode()
@@ -190,6 +205,11 @@ class World:
         found = self.folder.glob("*/io.containerd.runtime.v2.task/default/*")
         return sorted(p.name for p in found)
 
+    async def empty(self) -> None:
+        """Until there is no task, not even one that is being ended."""
+        while list(self.tasks._table):  # noqa: ASYNC110 the table has nobody to tell of its end
+            await asyncio.sleep(0)
+
     async def again(self) -> TaskManager:
         """A new manager in the place of the one that is there, as after a restart."""
         await self.tasks.close()
@@ -224,8 +244,11 @@ def install_binary(folder: Path, name: str = "containerd-shim-fake-v1") -> Path:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path, *ids: str) -> AsyncIterator[World]:
-    """A manager with containers ``ids`` of a runtime that is a fake shim, PATH being ``folder``."""
+async def world(folder: Path, *ids: str, patience: float = 10.0) -> AsyncIterator[World]:
+    """A manager with containers ``ids`` whose runtime is a fake shim.
+
+    ``patience`` in seconds is what the manager has with it.
+    """
     binary = install_binary(folder)
     shim = FakeShim(folder)
     (folder / "start.out").write_text(shim.address)
@@ -236,10 +259,10 @@ async def world(folder: Path, *ids: str) -> AsyncIterator[World]:
         state=str(folder / "state"),
         socket_dir=str(folder / "s"),
         environment=(f"FAKE={folder}",),
-        load_seconds=0.3,
-        state_seconds=0.3,
-        stats_seconds=0.3,
-        shutdown_seconds=0.3,
+        load_seconds=patience,
+        state_seconds=patience,
+        stats_seconds=patience,
+        shutdown_seconds=patience,
     )
     records = Records(*(container(id, str(binary)) for id in ids))
     published = Published()
