@@ -17,7 +17,8 @@ from kontti.linux import process
 from kontti.runtime import probe
 from kontti.runtime.bundle import BUILTIN, Bootstrap, Bundle, Bundles
 from kontti.runtime.external import External, resolve
-from kontti.runtime.shim import CONNECT_SECONDS, Shim
+from kontti.runtime.shim import Shim
+from kontti.runtime.shim_log import ShimLog
 from kontti.runtime.zygote import ShimSettings, Zygote, interpreter
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
@@ -148,30 +149,39 @@ class ShimManager:
             return shim
 
     async def _start_external(self, bundle: Bundle, binary: str, options: bytes) -> Shim:
-        bootstrap = await self._external.start(binary, bundle, options)
+        shim_log = await ShimLog.open(bundle)
         try:
-            await asyncio.to_thread(bundle.write_bootstrap, bootstrap)
-            return await self._join(bundle, bootstrap, binary, CONNECT_SECONDS)
+            bootstrap = await self._external.start(binary, bundle, options)
+            try:
+                await asyncio.to_thread(bundle.write_bootstrap, bootstrap)
+                return await self._join(bundle, bootstrap, binary, shim_log)
+            except BaseException:
+                with contextlib.suppress(Error):
+                    await self._external.delete(binary, bundle)
+                raise
         except BaseException:
-            with contextlib.suppress(Error):
-                await self._external.delete(binary, bundle)
+            shim_log.close()
             raise
 
     async def _join(
-        self, bundle: Bundle, bootstrap: Bootstrap, binary: str, timeout: float
+        self, bundle: Bundle, bootstrap: Bootstrap, binary: str, shim_log: ShimLog | None
     ) -> Shim:
-        """The shim at an address, connected to once."""
+        """The shim at an address, connected to once; it keeps ``shim_log``."""
         async with self._lock(bootstrap.address):
             shim = self._shims.get(bootstrap.address)
             if shim is None:
-                shim = await self._connect(bundle, bootstrap, binary, timeout)
+                shim = await self._connect(bundle, bootstrap, binary)
+                if shim_log is not None:
+                    shim.keep_log(shim_log)
+            elif shim_log is not None:
+                # a group's shim writes to the log of the first
+                shim_log.close()
             shim.tasks.add(bundle.id)
             return shim
 
-    async def _connect(
-        self, bundle: Bundle, bootstrap: Bootstrap, binary: str, timeout: float = CONNECT_SECONDS
-    ) -> Shim:
-        shim = await Shim.connect(bootstrap, bundle.namespace, timeout, own=binary == BUILTIN)
+    async def _connect(self, bundle: Bundle, bootstrap: Bootstrap, binary: str) -> Shim:
+        seconds = self.settings.load_seconds
+        shim = await Shim.connect(bootstrap, bundle.namespace, seconds, own=binary == BUILTIN)
         self._shims[bootstrap.address] = shim
 
         def lost() -> None:
@@ -193,7 +203,13 @@ class ShimManager:
         if bootstrap is None:
             raise Unavailable(f"task {bundle.id} has no shim")
         binary = await asyncio.to_thread(bundle.binary)
-        return await self._join(bundle, bootstrap, binary, self.settings.load_seconds)
+        shim_log = None if binary == BUILTIN else await ShimLog.open(bundle)
+        try:
+            return await self._join(bundle, bootstrap, binary, shim_log)
+        except BaseException:
+            if shim_log is not None:
+                shim_log.close()
+            raise
 
     async def stop(self, shim: Shim, bundle: Bundle) -> None:
         """A task is deleted: end its shim if that was its last, and remove the bundle."""

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from kontti.errors import Unavailable
 from kontti.runtime.bundle import Bootstrap
+from kontti.runtime.shim_log import ShimLog
 from kontti.runtime.ttrpc import TtrpcClient
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
@@ -30,6 +31,7 @@ class Shim:
         self._client = client
         self._service = f"containerd.task.v{bootstrap.version}.Task/"
         self._process = _pidfd(client.listener_pid) if own else -1
+        self._log: ShimLog | None = None
         self.bootstrap = bootstrap
         self.tasks: set[str] = set()
 
@@ -47,6 +49,10 @@ class Shim:
             raise Unavailable(f"shim speaks {bootstrap.protocol}: not supported")
         client = await TtrpcClient.connect(bootstrap.address, namespace, timeout)
         return cls(client, bootstrap, own=own)
+
+    def keep_log(self, log: ShimLog) -> None:
+        """Have the shim's log closed with it."""
+        self._log = log
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once when the connection breaks."""
@@ -81,7 +87,9 @@ class Shim:
                 return
 
     def release(self) -> None:
-        """Let go of the handle on its process."""
+        """Let go of the handle on its process, and of its log."""
+        if self._log is not None:
+            self._log.close()
         process, self._process = self._process, -1
         if process >= 0:
             os.close(process)

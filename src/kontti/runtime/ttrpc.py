@@ -97,12 +97,12 @@ class TtrpcClient:
         try:
             self._writer.write(frame)
             async with asyncio.timeout(timeout):
-                await self._writer.drain()
+                # a broken connection is told by the reader alone: after on_lost, and to all alike
+                with contextlib.suppress(OSError):
+                    await self._writer.drain()
                 answer = await future
         except TimeoutError:
             raise DeadlineExceeded(f"{method} was not answered in {timeout:.0f} s") from None
-        except OSError as error:
-            raise Unavailable(f"shim connection: {error}") from None
         finally:
             self._waiting.pop(stream, None)
             self._streams.forget(stream)
@@ -155,9 +155,9 @@ class TtrpcClient:
         """Hang up without telling ``on_lost``."""
         self.on_lost = lambda: None
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            await self._task
-        self._writer.close()
+        await asyncio.wait([self._task])
+        # a reader that never ran has told nobody
+        self._fail("ttrpc: closed")
 
 
 class TtrpcServer:

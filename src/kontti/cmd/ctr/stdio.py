@@ -55,32 +55,44 @@ class Fifos(Streams):
 
     attached = True
 
-    def __init__(self, id: str, *, directory: str = "", tty: bool = False) -> None:
-        import tempfile
-
-        base = directory or FIFO_DIR
-        os.makedirs(base, mode=0o700, exist_ok=True)
-        self.directory = tempfile.mkdtemp(dir=base)
-        paths = [
-            os.path.join(self.directory, f"{id}-{name}") for name in ("stdin", "stdout", "stderr")
-        ]
-        super().__init__(paths[0], paths[1], "" if tty else paths[2], tty)
-        for path in paths[: 2 if tty else 3]:
-            os.mkfifo(path, 0o700)
+    def __init__(
+        self, stdin: str, stdout: str, stderr: str, *, directory: str = "", tty: bool = False
+    ) -> None:
+        super().__init__(stdin, stdout, stderr, tty)
+        self.directory = directory
         self.close_stdin: Callable[[], None] = lambda: None
         self.forward: Callable[[int], None] = lambda _: None
         self.resize: Callable[[int, int], None] = lambda _w, _h: None
-        self._in = os.open(self.stdin, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        both = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        self._in = os.open(self.stdin, both) if self.stdin else -1
         reads = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        self._outputs = {os.open(self.stdout, reads): 1}
-        if self.stderr:
-            self._outputs[os.open(self.stderr, reads)] = 2
+        outputs = ((self.stdout, 1), (self.stderr, 2))
+        self._outputs = {os.open(path, reads): number for path, number in outputs if path}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: list[int] = []
         self._pump = threading.Thread(target=self._copy, name="stdio", daemon=True)
         self._stdin_buffer = b""
         self._terminal_state: list[object] | None = None
         self._ended = False
+
+    @classmethod
+    def make(cls, id: str, *, directory: str = "", tty: bool = False) -> Fifos:
+        """New FIFOs in a new directory below ``directory``; both go with ``close``."""
+        import tempfile
+
+        base = directory or FIFO_DIR
+        os.makedirs(base, mode=0o700, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=base)
+        names = ("stdin", "stdout") if tty else ("stdin", "stdout", "stderr")
+        paths = [os.path.join(folder, f"{id}-{name}") for name in names]
+        for path in paths:
+            os.mkfifo(path, 0o700)
+        return cls(paths[0], paths[1], "" if tty else paths[2], directory=folder, tty=tty)
+
+    @classmethod
+    def existing(cls, stdin: str, stdout: str, stderr: str, *, tty: bool) -> Fifos:
+        """The FIFOs of a process that another client started."""
+        return cls(stdin, stdout, stderr, tty=tty)
 
     def start(self) -> None:
         if self.terminal and sys.stdin.isatty():
@@ -126,7 +138,7 @@ class Fifos(Streams):
             del self._outputs[fd]
             os.close(fd)
             return
-        target = 1 if fd not in self._outputs else self._outputs[fd]
+        target = self._outputs[fd]
         while data:
             data = data[os.write(target, data) :]
 
@@ -189,9 +201,10 @@ class Fifos(Streams):
             import termios
 
             termios.tcsetattr(0, termios.TCSADRAIN, self._terminal_state)  # type: ignore[arg-type]
-        import shutil
+        if self.directory:
+            import shutil
 
-        shutil.rmtree(self.directory, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _readable(fd: int) -> bool:
@@ -206,4 +219,4 @@ def streams(
         return Streams(tty=tty)
     if log_uri:
         return Streams(stdout=log_uri, stderr=log_uri, tty=tty)
-    return Fifos(id, directory=directory, tty=tty)
+    return Fifos.make(id, directory=directory, tty=tty)

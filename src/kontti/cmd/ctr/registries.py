@@ -1,0 +1,69 @@
+"""The {registry} flags as a session with registries."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+
+from kontti.cmd.ctr.grammar import Call
+from kontti.registry.auth import Credentials, CredentialSource, no_credentials
+from kontti.registry.hosts import HostOptions, configured
+from kontti.registry.http import Tls
+from kontti.registry.session import Session
+from kontti.transfer.base import Selection
+from kontti.transfer.progress import Progress
+
+
+def session(call: Call) -> Session:
+    """A session as the flags say; loopback hosts with a port are plain HTTP, as in the original."""
+    client = ((call.str("tlscert"), call.str("tlskey")),) if call.str("tlscert") else ()
+    tls = Tls(
+        ca=(call.str("tlscacert"),) if call.str("tlscacert") else (),
+        client=client,
+        skip_verify=call.bool("skip-verify"),
+    )
+    directories = (call.str("hosts-dir"),) if call.str("hosts-dir") else ()
+    options = HostOptions(
+        plain_http=call.bool("plain-http"), loopback_http=True, tls=tls, directories=directories
+    )
+    return Session(configured(options), credentials(call))
+
+
+def credentials(call: Call) -> CredentialSource:
+    """The user and password that the flags give, asked for where only a user is given."""
+    user, separator, secret = call.str("user").partition(":")
+    if call.str("refresh"):
+        user, secret = "", call.str("refresh")
+    elif not user:
+        return no_credentials
+    elif not separator:
+        secret = getpass.getpass("Password: ")
+    found = Credentials(user, secret)
+    return lambda _host: found
+
+
+def selection(call: Call) -> Selection:
+    """The platforms that the flags choose."""
+    from kontti.images.platforms import parse
+
+    given = call.flags.get("platform")
+    names = given if isinstance(given, list) else [str(given)] if given else []
+    return Selection(
+        platforms=tuple(parse(name) for name in names),
+        all_platforms=bool(call.flags.get("all-platforms")),
+    )
+
+
+class Lines:
+    """Progress as lines: one for each object that begins and one when it is done."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def __call__(self, progress: Progress) -> None:
+        key = (progress.name, progress.event)
+        if key in self._told:
+            return
+        self._told.add(key)
+        text = f"{progress.name}: {progress.event}" if progress.name else progress.event
+        print(text, file=sys.stdout, flush=True)

@@ -1,0 +1,287 @@
+"""From flags to a container's record: its snapshot, its OCI spec, its runtime."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from functools import partial
+
+from kontti.client.client import Client
+from kontti.client.content import RemoteContent
+from kontti.client.convert import descriptor_from_wire
+from kontti.client.stores import RemoteSnapshotter
+from kontti.cmd.ctr.grammar import Call, UsageError
+from kontti.cmd.ctr.images import get
+from kontti.cmd.ctr.session import CONTAINERS, key_values, namespace_of
+from kontti.cmd.ctr.tasks import STOP_SIGNAL_LABEL
+from kontti.errors import InvalidArgument, NotFound
+from kontti.images.graph import find_manifest
+from kontti.images.identity import chain_id
+from kontti.images.manifest import ImageConfig, read_config
+from kontti.images.platforms import default, only, parse
+from kontti.linux.mounts import mounted
+from kontti.namespaces import Scope
+from kontti.oci import flags, options, resources, security
+from kontti.oci.accounts import AccountSource, resolve_user
+from kontti.oci.base import Context, Option, build
+from kontti.oci.encode import decode, encode
+from kontti.wire.messages.google import Any
+from kontti.wire.messages.services.containers.v1.containers import (
+    Container,
+    ContainerRuntime,
+    CreateContainerRequest,
+    CreateContainerResponse,
+)
+from kontti.wire.messages.types.runc.options.oci import Options
+from kontti.wire.typeurl import SPEC_URL, pack
+
+
+def create_container(client: Client, call: Call, *, run: bool) -> Container:
+    """Make the container that the flags and arguments describe; a failure leaves nothing."""
+    if call.str("config"):
+        return create_from_config(client, call)
+    image_name = call.arg(0, "image ref must be provided")
+    id = call.arg(1, "container id must be provided")
+    if call.bool("rootfs"):
+        spec = make_spec(call, id, call.args[2:], None, None, run=run)
+        spec_root = os.path.abspath(image_name)
+        return record(client, call, Container(id=id, spec=_packed(spec, spec_root)))
+    image = get(client, image_name)
+    config = image_config(client, call, descriptor_from_wire(image.target))
+    name = call.str("snapshotter") or "overlayfs"
+    parent = unpacked(client, call, name, config, image_name)
+    store = RemoteSnapshotter(client, name)
+    mounts = store.prepare(id, parent, key_values(call.list("snapshotter-label")))
+    try:
+        rootfs = partial(mounted, mounts, readonly=True)
+        spec = make_spec(call, id, call.args[2:], config, rootfs, run=run)
+        labels = {STOP_SIGNAL_LABEL: stop_signal(config), **key_values(call.list("label"))}
+        made = Container(
+            id=id,
+            image=image_name,
+            labels=labels,
+            snapshotter=name,
+            snapshot_key=id,
+            spec=_packed(spec, ""),
+        )
+        return record(client, call, made)
+    except BaseException:
+        store.remove(id)
+        raise
+
+
+def create_from_config(client: Client, call: Call) -> Container:
+    """A container of a spec in a file; its one argument is the id."""
+    id = call.arg(0, "container id must be provided")
+    with open(call.str("config"), "rb") as file:
+        spec = encode(decode(file.read()))
+    return record(client, call, Container(id=id, spec=Any(type_url=SPEC_URL, value=spec)))
+
+
+def record(client: Client, call: Call, container: Container) -> Container:
+    """Have the daemon keep the container."""
+    container.labels.update(key_values(call.list("label")))
+    container.runtime = ContainerRuntime(name=call.str("runtime"), options=runtime_options(call))
+    request = CreateContainerRequest(container=container)
+    answer = client.unary(CONTAINERS + "Create", request, CreateContainerResponse)
+    return answer.container or container
+
+
+def runtime_options(call: Call) -> Any | None:
+    """runc's options, for the runtimes that take them."""
+    if not call.str("runtime").startswith(("io.containerd.runc.", "io.containerd.kontti.")):
+        return None
+    return pack(
+        Options(
+            binary_name=call.str("runc-binary"),
+            root=call.str("runc-root"),
+            systemd_cgroup=call.bool("runc-systemd-cgroup"),
+        )
+    )
+
+
+def stop_signal(config: ImageConfig) -> str:
+    """The image's own, or SIGTERM."""
+    return config.run.stop_signal or "SIGTERM"
+
+
+def image_config(client: Client, call: Call, target: object) -> ImageConfig:
+    """The configuration of the image's manifest for the platform that is wanted."""
+    from kontti.values import Descriptor
+
+    if not isinstance(target, Descriptor):
+        raise TypeError(target)
+    content = RemoteContent(client)
+    wanted = str(call.flags.get("platform") or "")
+    matcher = only(parse(wanted) if wanted else default())
+    _, manifest = find_manifest(content, target, matcher)
+    return read_config(content, manifest.config)
+
+
+def unpacked(
+    client: Client, call: Call, snapshotter: str, config: ImageConfig, image_name: str
+) -> str:
+    """The image's chain id in the snapshotter, unpacked now where it is not there."""
+    from kontti.client.stores import RemoteImages, RemoteStores
+    from kontti.transfer.base import Selection, Unpacking
+    from kontti.transfer.parts import Parts, unpack
+
+    chain = str(chain_id(config.diff_ids))
+    try:
+        RemoteSnapshotter(client, snapshotter).stat(chain)
+    except NotFound:
+        stores = RemoteStores(client.address)
+        try:
+            target = RemoteImages(client).get(image_name).target
+            scope = Scope.of(namespace_of(call))
+            parts = Parts(stores, stores.applier)
+            unpack(parts, scope, target, Unpacking(snapshotter), Selection())
+        finally:
+            stores.close()
+    return chain
+
+
+def make_spec(
+    call: Call,
+    id: str,
+    args: list[str],
+    config: ImageConfig | None,
+    rootfs: object,
+    *,
+    run: bool,
+) -> bytes:
+    """The OCI spec as JSON."""
+    context = Context(namespace_of(call), id, rootfs)  # type: ignore[arg-type]
+    chosen = [
+        *process_options(call, args, config),
+        *namespace_options(call),
+        *security_options(call),
+        *resource_options(call, run=run),
+    ]
+    return encode(build(context, chosen))
+
+
+def process_options(call: Call, args: list[str], config: ImageConfig | None) -> list[Option]:
+    """What runs, as whom, where, with what around it."""
+    chosen: list[Option] = []
+    if call.str("env-file"):
+        chosen.append(options.with_env_file(call.str("env-file")))
+    chosen.append(options.with_env(call.list("env")))
+    chosen.append(options.with_image_config(config.run) if config else options.with_default_path())
+    if config is not None:
+        # the flags' own environment goes over the image's
+        chosen.append(options.with_env(call.list("env")))
+    if args:
+        chosen.append(options.with_args(args))
+    if call.str("cwd"):
+        chosen.append(options.with_cwd(call.str("cwd")))
+    if call.str("user"):
+        chosen.append(options.with_user(call.str("user")))
+        chosen.append(options.with_additional_gids(call.str("user")))
+    if call.bool("tty"):
+        chosen.append(options.with_tty())
+    if call.str("hostname"):
+        chosen.append(options.with_hostname(call.str("hostname")))
+    if call.list("mount"):
+        chosen.append(options.with_mounts([flags.parse_mount(m) for m in call.list("mount")]))
+    if call.bool("read-only"):
+        chosen.append(options.with_readonly_root())
+    if call.list("annotation"):
+        chosen.append(options.with_annotations(key_values(call.list("annotation"))))
+    return chosen
+
+
+def namespace_options(call: Call) -> list[Option]:
+    """Which namespaces are shared, joined or mapped."""
+    chosen: list[Option] = []
+    if call.bool("net-host"):
+        chosen.append(options.with_host_network())
+    for text in call.list("with-ns"):
+        joined = flags.parse_namespace(text)
+        chosen.append(options.with_namespace(joined["type"], joined.get("path", "")))
+    if call.str("rootfs-propagation"):
+        chosen.append(options.with_rootfs_propagation(call.str("rootfs-propagation")))
+    uids, gids = call.flags.get("uidmap"), call.flags.get("gidmap")
+    if isinstance(uids, list) and isinstance(gids, list) and uids and gids:
+        mapped = [[flags.parse_id_mapping(m) for m in maps] for maps in (uids, gids)]
+        chosen.append(options.with_user_namespace(mapped[0], mapped[1]))
+    return chosen
+
+
+def security_options(call: Call) -> list[Option]:
+    """What the process may do."""
+    chosen: list[Option] = []
+    if call.bool("privileged"):
+        chosen += [security.with_privileged(), resources.with_host_devices()]
+    if call.list("cap-add"):
+        chosen.append(security.with_added_capabilities(call.list("cap-add")))
+    if call.list("cap-drop"):
+        chosen.append(security.with_dropped_capabilities(call.list("cap-drop")))
+    if call.bool("allow-new-privs"):
+        chosen.append(security.with_new_privileges())
+    if call.str("seccomp-profile"):
+        if not call.bool("seccomp"):
+            raise InvalidArgument("seccomp must be set to true, if using a custom seccomp-profile")
+        chosen.append(security.with_seccomp_profile(call.str("seccomp-profile")))
+    elif call.bool("seccomp"):
+        chosen.append(security.with_default_seccomp())
+    if call.str("apparmor-profile"):
+        chosen.append(security.with_apparmor_profile(call.str("apparmor-profile")))
+    return chosen
+
+
+def resource_options(call: Call, *, run: bool) -> list[Option]:
+    """What it may use."""
+    chosen: list[Option] = [resources.with_default_unix_devices()]
+    if call.int("memory-limit"):
+        chosen.append(resources.with_memory_limit(call.int("memory-limit")))
+    quota, period = call.int("cpu-quota"), call.int("cpu-period")
+    if quota != -1 or period:
+        cpu = {"quota": quota} if quota != -1 else {}
+        chosen.append(resources.with_cpu({**cpu, **({"period": period} if period else {})}))  # type: ignore[typeddict-item]
+    chosen += [resources.with_device(path) for path in call.list("device")]
+    return chosen + (run_options(call) if run else [])
+
+
+def run_options(call: Call) -> list[Option]:
+    """What only ``run`` has flags for."""
+    chosen: list[Option] = []
+    if call.float("cpus"):
+        if "cpu-quota" in call.given or "cpu-period" in call.given:
+            raise UsageError("cpus and quota/period should be used separately")
+        chosen.append(resources.with_cpus(call.float("cpus")))
+    if "cpu-shares" in call.given:
+        chosen.append(resources.with_cpu({"shares": call.int("cpu-shares")}))
+    if call.str("cpuset-cpus"):
+        chosen.append(resources.with_cpu({"cpus": call.str("cpuset-cpus")}))
+    if call.str("cpuset-mems"):
+        chosen.append(resources.with_cpu({"mems": call.str("cpuset-mems")}))
+    if call.str("rlimit-nofile"):
+        limit = flags.parse_rlimit("RLIMIT_NOFILE", call.str("rlimit-nofile"))
+        chosen.append(resources.with_rlimit(limit))
+    if "cgroup" in call.given:
+        chosen.append(resources.with_cgroup(call.str("cgroup")))
+    return chosen
+
+
+def _packed(spec: bytes, root: str) -> Any:
+    if root:
+        decoded = decode(spec)
+        options.with_root_path(root)(Context("", ""), decoded)
+        spec = encode(decoded)
+    return Any(type_url=SPEC_URL, value=spec)
+
+
+def user_in_snapshot(client: Client, snapshotter: str, key: str, user: str) -> object:
+    """``process.user`` for a user by name or number, looked up in a container's own files."""
+    source: AccountSource
+    if snapshotter and key:
+        mounts = RemoteSnapshotter(client, snapshotter).mounts(key)
+
+        def rootfs() -> AbstractContextManager[str]:
+            return mounted(mounts, readonly=True)
+
+        source = AccountSource(rootfs)
+    else:
+        source = AccountSource(None)
+    return resolve_user(user, source)
