@@ -185,10 +185,4 @@ def from_code(code: int, message: str) -> Error:
     for cls in reversed(same):
         if message == cls.wording or message.endswith(f": {cls.wording}"):
             return cls(message)
-    return _verbatim(same[0] if same else Error, message)
-
-
-def _verbatim(cls: type[Error], message: str) -> Error:
-    error = cls(message)
-    error.args = (message or cls.wording,)
-    return error
+    return (same[0] if same else Error)(message)

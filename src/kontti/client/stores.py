@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
 from kontti.client.client import Client
@@ -80,7 +81,8 @@ class RemoteLeases:
 
     def create(self, id: str, labels: Mapping[str, str] = EMPTY) -> Lease:
         """Raises AlreadyExists."""
-        request = leases.CreateRequest(id=id, labels=labels)
+        name = id or secrets.token_hex(16)
+        request = leases.CreateRequest(id=name, labels=labels)
         return _lease(self._client.unary(LEASES + "Create", request, leases.CreateResponse).lease)
 
     def delete(self, id: str, *, sync: bool = False) -> None:

@@ -147,8 +147,9 @@ def _missing(name: str) -> Callable[[Any, Context], Awaitable[Any]]:
 
 def _missing_stream(name: str) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def refuse(_request: Any, _context: Context) -> AsyncIterator[Any]:
-        for nothing in ():
-            yield nothing  # makes this a generator
+        nothing: tuple[Any, ...] = ()
+        for item in nothing:
+            yield item  # makes this a generator
         raise Unimplemented(f"method {name}")
 
     return refuse

@@ -13,7 +13,7 @@ from kontti.cmd.ctr.grammar import BOOL, INT, Call, Command, Flag
 from kontti.cmd.ctr.output import error, print_json, rfc3339, write_table
 from kontti.cmd.ctr.session import CONTAINERS, connect, key_values, namespace_of
 from kontti.cmd.ctr.tasks import EXEC, container
-from kontti.errors import Error, FailedPrecondition, NotFound
+from kontti.errors import Error, NotFound
 from kontti.wire.messages.google import FieldMask, Timestamp
 from kontti.wire.messages.services.containers.v1.containers import (
     Container,
@@ -116,7 +116,7 @@ def delete(call: Call) -> None:
                 delete_one(client, id, keep=call.bool("keep-snapshot"))
             except Error as problem:
                 failure = failure or problem
-                error(f'failed to delete container "{id}": {problem.message}')
+                error(f'failed to delete container "{id}"', problem.message)
     if failure is not None:
         raise failure
 
@@ -133,7 +133,8 @@ def delete_one(client: Client, id: str, *, keep: bool) -> None:
         pass
     else:
         if STATUSES[found.status] not in ("STOPPED", "CREATED") and found.status != STOPPED:
-            raise FailedPrecondition(f"cannot delete a non stopped container: {found!r}")
+            state = f"{STATUSES[found.status].lower()} 0 0001-01-01 00:00:00 +0000 UTC"
+            raise Error(f"cannot delete a non stopped container: {{{state}}}")
         delete_task(client, id)
     if keep:
         record.snapshot_key = ""

@@ -96,7 +96,7 @@ def delete(call: Call) -> int:
                 delete_blob(client, check(digest))
             except Error as problem:
                 failed = 1
-                error(f"failed to delete {digest}: {problem.message}")
+                error(f"failed to delete {digest}", problem.message)
                 continue
             print(digest)
     return failed

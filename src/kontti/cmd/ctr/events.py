@@ -46,7 +46,8 @@ def event_json(event: Any) -> str:
 def plain(message: Message) -> dict[str, object]:
     """A message as JSON values."""
     found: dict[str, object] = {}
-    for name in message.__slots__:
+    names: tuple[str, ...] = tuple(message.__slots__)
+    for name in names:
         value = getattr(message, name)
         if value in (None, "", 0, False, b"") or value == [] or value == {}:
             continue

@@ -12,6 +12,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    # a Call has methods of the types' names
+    Str = str
+    Int = int
+    Float = float
+    Bool = bool
+    Texts = list[str]
     Value = bool | str | int | float | list[str]
 
 BOOL, STRING, LIST, INT, FLOAT, DURATION = "bool", "string", "list", "int", "float", "duration"
@@ -102,30 +108,30 @@ class Call:
         self.given = given
         self.globals = globals
 
-    def bool(self, name: str) -> bool:
+    def bool(self, name: Str) -> Bool:
         """A boolean flag."""
         return bool(self.flags[name])
 
-    def str(self, name: str) -> str:
+    def str(self, name: Str) -> Str:
         """A string flag."""
         return str(self.flags[name])
 
-    def int(self, name: str) -> int:
+    def int(self, name: Str) -> Int:
         """An integer flag."""
         value = self.flags[name]
         return value if isinstance(value, int) else 0
 
-    def float(self, name: str) -> float:
+    def float(self, name: Str) -> Float:
         """A number or, in seconds, a duration."""
         value = self.flags[name]
         return float(value) if isinstance(value, int | float) else 0.0
 
-    def list(self, name: str) -> list[str]:
+    def list(self, name: Str) -> Texts:
         """A repeated flag."""
         value = self.flags[name]
         return value if isinstance(value, list) else []
 
-    def arg(self, index: int, what: str) -> str:
+    def arg(self, index: Int, what: Str) -> Str:
         """A required argument; raises UsageError with containerd's wording."""
         if index >= len(self.args) or not self.args[index]:
             raise UsageError(what)

@@ -66,7 +66,7 @@ def row_of(client: Client, image: Image) -> tuple[str, ...]:
     try:
         size = binary_size(total_size(content, target))
     except Error as problem:
-        error(f"calculating size for image {image.name}: {problem.message}")
+        error(f"calculating size for image {image.name}", problem.message)
         size = "-"
     labels = labels_text(image.labels)
     shown = platforms_text(content, target)
@@ -109,8 +109,8 @@ def check(call: Call) -> None:
         for image in images(client, call.args):
             target = descriptor_from_wire(image.target)
             status = image_check.check(content, target, matcher)
-            required, present = 1 + len(status.required), 1 + len(status.present)
-            size, here = status.size + target.size, status.present_size + target.size
+            required, present = len(status.required), len(status.present)
+            size, here = status.size, status.present_size
             unpacked = status.complete and image_check.is_unpacked(content, target, matcher, stat)
             if call.bool("quiet"):
                 if status.complete:
@@ -176,7 +176,7 @@ def remove(call: Call) -> int:
                 continue
             except Error as problem:
                 failure = 1
-                error(f"unable to delete {name}: {problem.message}")
+                error(f"unable to delete {name}", problem.message)
                 continue
             print(name)
     return failure
@@ -309,7 +309,7 @@ COMMANDS = (
         "list images known to containerd",
         args="[flags] [<filter>, ...]",
         flags=[Flag("quiet,q", BOOL)],
-    ),  # fmt: skip
+    ),
     Command(
         "pull",
         transfer("pull"),  # type: ignore[arg-type]
@@ -371,5 +371,5 @@ COMMANDS = (
         "display usage of snapshots for a given image ref",
         args="[flags] <ref>",
         flags=[SNAPSHOTTER],
-    ),  # fmt: skip
+    ),
 )

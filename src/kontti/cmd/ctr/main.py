@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        print(f"ctr: {error}", file=sys.stderr)
+        what = f"open {error.filename}: " if error.filename else ""
+        print(f"ctr: {what}{(error.strerror or str(error)).lower()}", file=sys.stderr)
     return 1
 
 

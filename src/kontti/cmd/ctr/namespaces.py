@@ -64,7 +64,7 @@ def remove(call: Call) -> int:
                 pass
             except Error as problem:
                 failed = 1
-                error(f"unable to delete {name}: {problem.message}")
+                error(f"unable to delete {name}", problem.message)
                 continue
             print(name)
     return failed

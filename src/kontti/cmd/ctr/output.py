@@ -125,8 +125,8 @@ def warn(message: str) -> None:
     print(f'time="{stamp}" level=warning msg="{message}"', file=sys.stderr)
 
 
-def error(message: str) -> None:
+def error(message: str, problem: str) -> None:
     """An error that does not end the command, on stderr, in the logger's form."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    text = message.replace('"', '\\"')
-    print(f'time="{stamp}" level=error msg="{text}"', file=sys.stderr)
+    text, cause = (t.replace('"', '\\"') for t in (message, problem))
+    print(f'time="{stamp}" level=error msg="{text}" error="{cause}"', file=sys.stderr)

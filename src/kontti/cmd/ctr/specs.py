@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import AbstractContextManager
 from functools import partial
 
 from kontti.client.client import Client
 from kontti.client.content import RemoteContent
 from kontti.client.convert import descriptor_from_wire
-from kontti.client.stores import RemoteSnapshotter
+from kontti.client.stores import RemoteLeases, RemoteSnapshotter
 from kontti.cmd.ctr.grammar import Call, UsageError
 from kontti.cmd.ctr.images import get
+from kontti.cmd.ctr.leases import EXPIRE
+from kontti.cmd.ctr.output import rfc3339
 from kontti.cmd.ctr.session import CONTAINERS, key_values, namespace_of
 from kontti.cmd.ctr.tasks import STOP_SIGNAL_LABEL
 from kontti.errors import InvalidArgument, NotFound
@@ -23,7 +26,7 @@ from kontti.linux.mounts import mounted
 from kontti.namespaces import Scope
 from kontti.oci import flags, options, resources, security
 from kontti.oci.accounts import AccountSource, resolve_user
-from kontti.oci.base import Context, Option, build
+from kontti.oci.base import Context, build
 from kontti.oci.encode import decode, encode
 from kontti.wire.messages.google import Any
 from kontti.wire.messages.services.containers.v1.containers import (
@@ -35,11 +38,32 @@ from kontti.wire.messages.services.containers.v1.containers import (
 from kontti.wire.messages.types.runc.options.oci import Options
 from kontti.wire.typeurl import SPEC_URL, pack
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kontti.oci.base import Option
+
 
 def create_container(client: Client, call: Call, *, run: bool) -> Container:
     """Make the container that the flags and arguments describe; a failure leaves nothing."""
     if call.str("config"):
         return create_from_config(client, call)
+    # what is made before the container's record is there is nobody's: a lease keeps it meanwhile
+    leases = RemoteLeases(client)
+    lease = leases.create("", {EXPIRE: expiry()})
+    try:
+        with client.with_lease(lease.id):
+            return create_leased(client, call, run=run)
+    finally:
+        leases.delete(lease.id)
+
+
+def expiry() -> str:
+    """A day from now, for a lease that a crash leaves."""
+    return rfc3339(time.time_ns() + 24 * 3600 * 10**9, fraction=False)
+
+
+def create_leased(client: Client, call: Call, *, run: bool) -> Container:
+    """Make snapshot and record."""
     image_name = call.arg(0, "image ref must be provided")
     id = call.arg(1, "container id must be provided")
     if call.bool("rootfs"):
@@ -162,7 +186,7 @@ def make_spec(
 
 
 def process_options(call: Call, args: list[str], config: ImageConfig | None) -> list[Option]:
-    """What runs, as whom, where, with what around it."""
+    """What runs, with which environment, and what is around it."""
     chosen: list[Option] = []
     if call.str("env-file"):
         chosen.append(options.with_env_file(call.str("env-file")))
@@ -173,6 +197,12 @@ def process_options(call: Call, args: list[str], config: ImageConfig | None) -> 
         chosen.append(options.with_env(call.list("env")))
     if args:
         chosen.append(options.with_args(args))
+    return chosen + surroundings(call)
+
+
+def surroundings(call: Call) -> list[Option]:
+    """Where the process runs, as whom, and what it sees."""
+    chosen: list[Option] = []
     if call.str("cwd"):
         chosen.append(options.with_cwd(call.str("cwd")))
     if call.str("user"):
@@ -272,7 +302,7 @@ def _packed(spec: bytes, root: str) -> Any:
     return Any(type_url=SPEC_URL, value=spec)
 
 
-def user_in_snapshot(client: Client, snapshotter: str, key: str, user: str) -> object:
+def user_in_snapshot(client: Client, snapshotter: str, key: str, user: str) -> dict[str, object]:
     """``process.user`` for a user by name or number, looked up in a container's own files."""
     source: AccountSource
     if snapshotter and key:
@@ -284,4 +314,4 @@ def user_in_snapshot(client: Client, snapshotter: str, key: str, user: str) -> o
         source = AccountSource(rootfs)
     else:
         source = AccountSource(None)
-    return resolve_user(user, source)
+    return {**resolve_user(user, source)}

@@ -40,6 +40,7 @@ from kontti.wire.messages.services.tasks.v1.tasks import (
     WaitRequest,
     WaitResponse,
 )
+from kontti.wire.messages.types.metrics import Metric
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def task(client: Client, id: str, exec_id: str = "") -> Process:
     from kontti.wire.messages.types.task.task import Process
 
     container(client, id)
-    answer = client.unary(TASKS + "Get", GetRequest(container_id=id, exec_id=exec_id), GetResponse)
+    request = GetRequest(container_id=id, exec_id=exec_id)
+    try:
+        answer = client.unary(TASKS + "Get", request, GetResponse)
+    except NotFound as problem:
+        raise NotFound(f"no running task found: {problem.message}") from None
     return answer.process or Process()
 
 
@@ -198,12 +203,14 @@ def process_spec(record: Container, call: Call, tty: bool) -> bytes:
     return json.dumps(process).encode()
 
 
-def user_of(record: Container, call: Call) -> object:
+def user_of(record: Container, call: Call) -> dict[str, object]:
     """The user by number, or by name in the container's own passwd."""
     from kontti.cmd.ctr.specs import user_in_snapshot
 
     with connect(call) as client:
-        return user_in_snapshot(client, record.snapshotter, record.snapshot_key, call.str("user"))
+        found = user_in_snapshot(client, record.snapshotter, record.snapshot_key, call.str("user"))
+    # the group itself is one of the process's groups, as the original has it
+    return {"additionalGids": [found["gid"]], **found}
 
 
 def kill(call: Call) -> None:
@@ -269,9 +276,9 @@ def metrics(call: Call) -> None:
         task(client, id)
         request = MetricsRequest(filters=[f"id=={id}"])
         found = client.unary(TASKS + "Metrics", request, MetricsResponse).metrics
-    if not found or found[0].data is None:
+    metric = found[0] if found else Metric()
+    if metric.data is None:
         raise NotFound("no metrics received")
-    metric = found[0]
     data = decode(metric.data)
     if call.str("format") == "json":
         from kontti.cmd.ctr.events import plain
@@ -303,7 +310,7 @@ def delete(call: Call) -> int:
                 code = delete_one(client, id, force=call.bool("force"))
             except Error as problem:
                 failure = failure or problem
-                error(f"unable to delete {id}: {problem.message}")
+                error(f"unable to delete {id}", problem.message)
     if failure is not None:
         raise failure
     return code
@@ -391,7 +398,7 @@ COMMANDS = (
         "get a single data point of metrics for a task",
         args="CONTAINER",
         flags=[Flag("format", default="table")],
-    ),  # fmt: skip
+    ),
     Command("pause", pause, "pause an existing container", args="CONTAINER"),
     Command("ps", ps, "list processes for container", args="CONTAINER"),
     Command("resume", resume, "resume a paused container", args="CONTAINER"),
