@@ -250,7 +250,9 @@ def message_text(
     ]
     if names:
         arguments = "".join(f"\n        {p}" for p in parameters)
-        text.append(f"\n    def __init__(\n        self,\n        *,{arguments}\n    ) -> None:\n{init}")
+        text.append(
+            f"\n    def __init__(\n        self,\n        *,{arguments}\n    ) -> None:\n{init}"
+        )
     return "\n".join(text) + "\n"
 
 

@@ -123,7 +123,9 @@ CONTENT = [
     Step("content label {manifest} colour=", only=sorted_labels),
     Step("content active", only=first_line),
     Step("content ingest --expected-size 6 --expected-digest {hello} one", stdin=b"hello\n"),
-    Step("content ingest --expected-size 7 two", code=1, stdin=b"hello\n", client_differs="wording"),
+    Step(
+        "content ingest --expected-size 7 two", code=1, stdin=b"hello\n", client_differs="wording"
+    ),
     Step("content get {hello}"),
     Step("content delete {hello}"),
     Step("content get {hello}", code=1),

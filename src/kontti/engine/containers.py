@@ -1,0 +1,129 @@
+"""Making containers from images, and undoing it: snapshot, spec, record."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from kontti.engine.stores import Stores
+from kontti.engine.values import Options
+from kontti.errors import InvalidArgument, NotFound
+from kontti.images.graph import find_manifest
+from kontti.images.identity import chain_id
+from kontti.images.manifest import ImageConfig, read_config
+from kontti.images.platforms import default, only
+from kontti.linux.mounts import mounted
+from kontti.metadata.base import Container, Image
+from kontti.namespaces import Scope
+from kontti.oci import flags, options
+from kontti.oci.base import Context, build
+from kontti.oci.encode import encode
+from kontti.oci.resources import with_default_unix_devices
+from kontti.transfer.base import Selection, Unpacking
+from kontti.transfer.lease import leased
+from kontti.transfer.parts import unpack
+from kontti.values import AnyValue, Mount
+from kontti.wire.typeurl import SPEC_URL
+
+COMMAND_LABEL = "kontti.io/command"
+STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
+
+
+def make(
+    stores: Stores, scope: Scope, image: Image, command: Sequence[str], chosen: Options
+) -> tuple[Container, list[Mount]]:
+    """A container of ``image`` and the mounts of its root; a failure leaves nothing."""
+    content = stores.metadata.content(scope)
+    _, manifest = find_manifest(content, image.target, only(default()))
+    config = read_config(content, manifest.config)
+    id = chosen.name or secrets.token_hex(6)
+    with leased(stores.metadata, scope) as held:
+        ensure_unpacked(stores, held, image, config, chosen.snapshotter)
+        snapshots = stores.metadata.snapshots(held, chosen.snapshotter)
+        mounts = snapshots.prepare(id, str(chain_id(config.diff_ids)))
+        try:
+            spec = make_spec(scope, id, config, command, chosen, mounts)
+            record = Container(
+                id=id,
+                image=image.name,
+                runtime=chosen.runtime,
+                spec=AnyValue(SPEC_URL, spec),
+                snapshotter=chosen.snapshotter,
+                snapshot_key=id,
+                labels={
+                    STOP_SIGNAL_LABEL: config.run.stop_signal or "SIGTERM",
+                    COMMAND_LABEL: " ".join(json.loads(spec)["process"]["args"])[:1000],
+                },
+            )
+            return stores.metadata.containers(held).create(record), mounts
+        except BaseException:
+            snapshots.remove(id)
+            raise
+
+
+def ensure_unpacked(
+    stores: Stores, scope: Scope, image: Image, config: ImageConfig, snapshotter: str
+) -> None:
+    """Unpack the image into ``snapshotter``, if it is not there."""
+    try:
+        stores.metadata.snapshots(scope, snapshotter).stat(str(chain_id(config.diff_ids)))
+    except NotFound:
+        parts = stores.transfer_parts()
+        unpack(parts, scope, image.target, Unpacking(snapshotter), Selection())
+
+
+def make_spec(
+    scope: Scope,
+    id: str,
+    config: ImageConfig,
+    command: Sequence[str],
+    chosen: Options,
+    mounts: list[Mount],
+) -> bytes:
+    """The OCI spec as JSON."""
+
+    def rootfs() -> AbstractContextManager[str]:
+        return mounted(mounts, readonly=True)
+
+    wanted = [
+        with_default_unix_devices(),
+        options.with_image_config(config.run, command),
+        options.with_env([f"{k}={v}" for k, v in chosen.env.items()]),
+        options.with_hostname(chosen.hostname or id),
+    ]
+    if chosen.cwd:
+        wanted.append(options.with_cwd(chosen.cwd))
+    if chosen.user:
+        wanted += [options.with_user(chosen.user), options.with_additional_gids(chosen.user)]
+    if chosen.mounts:
+        wanted.append(options.with_mounts([flags.parse_mount(bind(m)) for m in chosen.mounts]))
+    if chosen.network == "host":
+        wanted.append(options.with_host_network())
+    elif chosen.network not in ("", "none"):
+        raise InvalidArgument(f"network {chosen.network!r}: none and host are known")
+    if chosen.read_only:
+        wanted.append(options.with_readonly_root())
+    return encode(build(Context(scope.namespace, id, rootfs), wanted))
+
+
+def bind(text: str) -> str:
+    """``source:target[:ro]`` as a mount flag of ctr; raises InvalidArgument."""
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not source or not target.startswith("/") or mode not in ("", "ro", "rw"):
+        raise InvalidArgument(f"mount {text!r} is not source:target or source:target:ro")
+    return f"type=bind,src={os.path.abspath(source)},dst={target},options=rbind:{mode or 'rw'}"
+
+
+def unmake(stores: Stores, scope: Scope, container: Container) -> None:
+    """Remove a container's record and snapshot."""
+    stores.metadata.containers(scope).delete(container.id)
+    if container.snapshot_key:
+        try:
+            snapshots = stores.metadata.snapshots(scope, container.snapshotter)
+            snapshots.remove(container.snapshot_key)
+        except NotFound:
+            return
