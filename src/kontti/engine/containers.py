@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from kontti.engine.stores import Stores
-from kontti.engine.values import Options
+from kontti.engine.values import ExecOptions, Options
 from kontti.errors import InvalidArgument, NotFound
 from kontti.images.graph import find_manifest
 from kontti.images.identity import chain_id
@@ -18,15 +19,18 @@ from kontti.images.platforms import default, only
 from kontti.linux.mounts import mounted
 from kontti.metadata.base import Container, Image
 from kontti.namespaces import Scope
-from kontti.oci import flags, options
-from kontti.oci.base import Context, build
-from kontti.oci.encode import encode
-from kontti.oci.resources import with_default_unix_devices
+from kontti.oci import flags, options, resources
+from kontti.oci.base import Context, build, process_of
+from kontti.oci.encode import decode, encode
+from kontti.oci.security import with_default_seccomp, with_privileged
 from kontti.transfer.base import Selection, Unpacking
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import unpack
 from kontti.values import AnyValue, Mount
 from kontti.wire.typeurl import SPEC_URL
+
+if TYPE_CHECKING:
+    from kontti.oci.base import Option
 
 COMMAND_LABEL = "kontti.io/command"
 STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
@@ -88,16 +92,32 @@ def make_spec(
     def rootfs() -> AbstractContextManager[str]:
         return mounted(mounts, readonly=True)
 
+    wanted = process_options(config, command, chosen, id) + isolation_options(chosen)
+    return encode(build(Context(scope.namespace, id, rootfs), wanted))
+
+
+def process_options(
+    config: ImageConfig, command: Sequence[str], chosen: Options, id: str
+) -> list[Option]:
+    """What the process is and sees of itself."""
     wanted = [
-        with_default_unix_devices(),
+        resources.with_default_unix_devices(),
         options.with_image_config(config.run, command),
-        options.with_env([f"{k}={v}" for k, v in chosen.env.items()]),
+        options.with_env(env_entries(chosen.env)),
         options.with_hostname(chosen.hostname or id),
     ]
     if chosen.cwd:
         wanted.append(options.with_cwd(chosen.cwd))
     if chosen.user:
         wanted += [options.with_user(chosen.user), options.with_additional_gids(chosen.user)]
+    if chosen.terminal:
+        wanted.append(options.with_tty())
+    return wanted
+
+
+def isolation_options(chosen: Options) -> list[Option]:
+    """What the process may see and use of the host."""
+    wanted: list[Option] = []
     if chosen.mounts:
         wanted.append(options.with_mounts([flags.parse_mount(bind(m)) for m in chosen.mounts]))
     if chosen.network == "host":
@@ -106,7 +126,37 @@ def make_spec(
         raise InvalidArgument(f"network {chosen.network!r}: none and host are known")
     if chosen.read_only:
         wanted.append(options.with_readonly_root())
-    return encode(build(Context(scope.namespace, id, rootfs), wanted))
+    if chosen.memory:
+        wanted.append(resources.with_memory_limit(chosen.memory))
+    if chosen.cpus:
+        wanted.append(resources.with_cpus(chosen.cpus))
+    wanted.append(with_privileged() if chosen.privileged else with_default_seccomp())
+    return wanted
+
+
+def exec_process(
+    scope: Scope, record: Container, pid: int, command: Sequence[str], chosen: ExecOptions
+) -> bytes:
+    """The OCI process of ``command`` in a container whose first process is ``pid``, as JSON."""
+    if not command:
+        raise InvalidArgument("exec needs a command")
+    spec = decode(record.spec.value) if record.spec else {}
+    process_of(spec)["terminal"] = False
+    wanted = [options.with_args(command), options.with_env(env_entries(chosen.env))]
+    if chosen.cwd:
+        wanted.append(options.with_cwd(chosen.cwd))
+    if chosen.user:
+        wanted += [options.with_user(chosen.user), options.with_additional_gids(chosen.user)]
+    if chosen.terminal:
+        wanted.append(options.with_tty())
+    root = f"/proc/{pid}/root"
+    context = Context(scope.namespace, record.id, lambda: nullcontext(root))
+    return json.dumps(process_of(build(context, wanted, spec))).encode()
+
+
+def env_entries(env: Mapping[str, str]) -> list[str]:
+    """``name=value`` of each."""
+    return [f"{name}={value}" for name, value in env.items()]
 
 
 def bind(text: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
 import signal
 import sys
 import time
@@ -15,28 +15,32 @@ from typing import BinaryIO, Self
 
 from kontti.engine import containers
 from kontti.engine.core import Core
+from kontti.engine.logs import Logs, tail_offset
+from kontti.engine.processes import Processes
 from kontti.engine.stdio import Streams
-from kontti.engine.values import ContainerInfo, ImageInfo, Options, Result, Sink
-from kontti.errors import Error, FailedPrecondition, NotFound
+from kontti.engine.values import ContainerInfo, ExecOptions, ImageInfo, Options, Result, Sink
+from kontti.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from kontti.images.graph import platforms
 from kontti.images.image_check import size
 from kontti.images.platforms import default, format_platform, only
 from kontti.linux.process import signal_number
 from kontti.metadata.base import Container, Image
 from kontti.namespaces import DEFAULT, Scope
+from kontti.registry.auth import Credentials
 from kontti.registry.hosts import HostOptions, configured
 from kontti.registry.reference import docker_normalize
 from kontti.registry.resolver import Resolver
 from kontti.registry.session import Session
-from kontti.tasks.base import CreateOptions, ExecOptions, Process, Status, Stdio
+from kontti.tasks.base import Process, Status, Stdio
 from kontti.transfer.import_ import ImportOptions, import_archive
 from kontti.transfer.progress import OnProgress, silent
 from kontti.transfer.pull import pull
-from kontti.values import AnyValue
-from kontti.wire.typeurl import PROCESS_URL
+from kontti.values import Mount
 
+HOSTS_DIRECTORIES = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
 FOLLOW_SECONDS = 0.1
+LIVE = ("created", "running", "paused")
 
 
 class Engine:
@@ -44,15 +48,16 @@ class Engine:
 
     One process owns a root at a time: FailedPrecondition names the one that has it. Containers in
     the background go on when the engine is closed, and are there when it is opened again.
+    ``processes`` has the steps that ``run`` and ``exec`` are made of.
     """
 
     def __init__(self, root: str = ROOT, state: str = STATE, namespace: str = DEFAULT) -> None:
         self._scope = Scope.of(namespace)
-        self._root = root
         self._fifos = os.path.join(state, "fifo")
+        self._logs = Logs(root, self._scope)
         self._core = Core(root, state, f"an embedded engine in {os.path.basename(sys.argv[0])}")
         self._stores = self._core.stores
-        self._tasks = self._core.tasks
+        self.processes = Processes(self._core, self._scope)
 
     def close(self) -> None:
         """Give the root back."""
@@ -70,11 +75,18 @@ class Engine:
         self.close()
 
     def pull(
-        self, name: str, *, plain_http: bool = False, progress: OnProgress = silent
+        self,
+        name: str,
+        *,
+        plain_http: bool = False,
+        user: str = "",
+        password: str = "",
+        progress: OnProgress = silent,
     ) -> ImageInfo:
-        """Pull ``name`` (docker's short names too) and unpack it."""
-        hosts = configured(HostOptions(plain_http=plain_http, loopback_http=True))
-        with Session(hosts) as session:
+        """Pull ``name`` (docker's short names too) and unpack it. Plain HTTP only if asked for."""
+        given = Credentials(user, password) if user else None
+        hosts = configured(HostOptions(plain_http=plain_http, directories=HOSTS_DIRECTORIES))
+        with Session(hosts, lambda _host: given) as session:
             pulled = pull(
                 self._stores.transfer_parts(),
                 self._scope,
@@ -84,14 +96,16 @@ class Engine:
             )
         return self._image_info(pulled.image)
 
-    def import_image(self, source: str | BinaryIO) -> list[ImageInfo]:
+    def import_image(
+        self, source: str | BinaryIO, *, progress: OnProgress = silent
+    ) -> list[ImageInfo]:
         """Store the images of an archive (OCI layout or ``docker save``), a path or open file."""
         if isinstance(source, str):
             with open(source, "rb") as file:
-                return self.import_image(file)
+                return self.import_image(file, progress=progress)
         parts = self._stores.transfer_parts()
         options = ImportOptions(prefix="import")
-        found = import_archive(parts, self._scope, source.read, options)
+        found = import_archive(parts, self._scope, source.read, options, progress=progress)
         return [self._image_info(image) for image in found.images]
 
     def images(self) -> list[ImageInfo]:
@@ -137,77 +151,76 @@ class Engine:
         Output is in the result, or goes to the sinks as it comes. With ``remove`` False the
         container is kept, and its output for ``logs``.
         """
-        record, mounts = containers.make(
-            self._stores, self._scope, self._image(image), command, options or Options()
-        )
-        out, err = bytearray(), bytearray()
-        log = None if remove else open(self._make_log(record.id), "ab", buffering=0)  # noqa: SIM115
-        to_out, to_err = (
-            _tee(sink or kept.extend, log) for sink, kept in ((stdout, out), (stderr, err))
-        )
-        try:
-            with Streams(self._fifos, to_out, to_err, input) as streams:
-                create = CreateOptions(rootfs=mounts, stdio=streams.stdio)
-                code = self._run(record.id, create, streams, keep=not remove)
-        except BaseException:
-            self.remove(record.id, force=True)
-            raise
-        finally:
-            if log is not None:
-                log.close()
-        if remove:
-            self.remove(record.id)
-        return Result(record.id, code, bytes(out), bytes(err))
-
-    def _run(self, id: str, create: CreateOptions, streams: Streams, *, keep: bool) -> int:
-        wait = self._core.wait_for
-        wait(self._tasks.create(self._scope, id, create))
-        streams.on_input_end = lambda _: wait(self._tasks.close_io(self._scope, id, "", True))
-        wait(self._tasks.start(self._scope, id))
-        ended = wait(self._tasks.wait(self._scope, id), None)
-        streams.finish()
-        if not keep:
-            wait(self._tasks.delete(self._scope, id))
-        return ended.status
+        record, mounts = self._make(image, command, options)
+        id, out, err = record.id, bytearray(), bytearray()
+        sinks = [stdout or out.extend, stderr or err.extend]
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.remove, id, force=True)
+            with contextlib.ExitStack() as stack:
+                if not remove:
+                    log = stack.enter_context(open(self._logs.make(id), "ab", buffering=0))
+                    sinks = [_tee(sink, log) for sink in sinks]
+                streams = stack.enter_context(Streams(self._fifos, sinks[0], sinks[1], input))
+                self.processes.create(id, mounts, streams.stdio)
+                code = self.processes.attend(id, streams)
+            if not remove:
+                undo.pop_all()
+        return Result(id, code, bytes(out), bytes(err))
 
     def start(
-        self, image: str, command: Sequence[str] = (), options: Options | None = None
+        self,
+        image: str,
+        command: Sequence[str] = (),
+        options: Options | None = None,
+        *,
+        stdio: Stdio | None = None,
     ) -> ContainerInfo:
-        """Run ``command`` in a new container in the background; its output is kept for ``logs``."""
-        record, mounts = containers.make(
-            self._stores, self._scope, self._image(image), command, options or Options()
-        )
-        uri = f"file://{self._make_log(record.id)}"
-        create = CreateOptions(rootfs=mounts, stdio=Stdio(stdout=uri, stderr=uri))
+        """Run ``command`` in a new container in the background.
+
+        Its output is kept for ``logs``, or goes to the FIFOs or URIs of ``stdio``.
+        """
+        record, mounts = self._make(image, command, options)
         try:
-            self._core.wait_for(self._tasks.create(self._scope, record.id, create))
-            self._core.wait_for(self._tasks.start(self._scope, record.id))
+            log = f"file://{self._logs.make(record.id)}"
+            self.processes.create(record.id, mounts, stdio or Stdio(stdout=log, stderr=log))
+            self.processes.start(record.id)
         except BaseException:
             self.remove(record.id, force=True)
             raise
         return self.container(record.id)
 
-    def exec(self, id: str, command: Sequence[str], *, input: bytes | None = None) -> Result:
+    def _make(
+        self, image: str, command: Sequence[str], options: Options | None
+    ) -> tuple[Container, list[Mount]]:
+        chosen = options or Options()
+        return containers.make(self._stores, self._scope, self._image(image), command, chosen)
+
+    def exec(
+        self,
+        id: str,
+        command: Sequence[str],
+        options: ExecOptions | None = None,
+        *,
+        input: bytes | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+    ) -> Result:
         """Run ``command`` in a running container, to its end."""
-        record = self._record(id)
-        spec = json.loads(record.spec.value)["process"] if record.spec else {}
-        process = {**spec, "args": list(command), "terminal": False}
-        exec_id = secrets.token_hex(6)
         out, err = bytearray(), bytearray()
-        wait, tasks, scope = self._core.wait_for, self._tasks, self._scope
-        with Streams(self._fifos, out.extend, err.extend, input) as streams:
-            asked = ExecOptions(
-                exec_id, AnyValue(PROCESS_URL, json.dumps(process).encode()), streams.stdio
-            )
-            wait(tasks.exec(scope, id, asked))
+        to_out, to_err = stdout or out.extend, stderr or err.extend
+        with Streams(self._fifos, to_out, to_err, input) as streams:
+            exec_id = self.begin_exec(id, command, options, stdio=streams.stdio)
             try:
-                streams.on_input_end = lambda _: wait(tasks.close_io(scope, id, exec_id, True))
-                wait(tasks.start(scope, id, exec_id))
-                ended = wait(tasks.wait(scope, id, exec_id), None)
-                streams.finish()
+                code = self.processes.attend(id, streams, exec_id)
             finally:
-                wait(tasks.delete_process(scope, id, exec_id))
-        return Result(id, ended.status, bytes(out), bytes(err))
+                self.processes.delete(id, exec_id)
+        return Result(id, code, bytes(out), bytes(err))
+
+    def begin_exec(
+        self, id: str, command: Sequence[str], options: ExecOptions | None = None, *, stdio: Stdio
+    ) -> str:
+        """Make a process of a running container for ``processes.start``; its exec id."""
+        return self.processes.add(self._record(id), command, options or ExecOptions(), stdio)
 
     def _record(self, id: str) -> Container:
         return self._stores.metadata.containers(self._scope).get(id)
@@ -215,7 +228,7 @@ class Engine:
     def containers(self, *, all: bool = True) -> list[ContainerInfo]:
         """Every container, or those that run."""
         records = self._stores.metadata.containers(self._scope).list()
-        tasks = {t.container_id: t for t in self._core.wait_for(self._tasks.list(self._scope))}
+        tasks = self.processes.list()
         found = [_info(record, tasks.get(record.id)) for record in records]
         return [c for c in found if all or c.status in ("running", "paused")]
 
@@ -223,10 +236,9 @@ class Engine:
         """One container; raises NotFound."""
         record = self._record(id)
         try:
-            task = self._core.wait_for(self._tasks.get(self._scope, id))
+            return _info(record, self.processes.get(id))
         except NotFound:
             return _info(record, None)
-        return _info(record, task)
 
     def inspect(self, id: str) -> dict[str, object]:
         """All that is recorded of a container, its OCI spec included."""
@@ -242,28 +254,29 @@ class Engine:
             "snapshot_key": record.snapshot_key,
             "labels": dict(record.labels),
             "created_at": record.created_at,
+            "log": self._logs.path(id),
             "spec": json.loads(record.spec.value) if record.spec else None,
         }
 
-    def wait(self, id: str) -> int:
-        """Wait for a container's end; its exit code."""
-        return self._core.wait_for(self._tasks.wait(self._scope, id), None).status
+    def wait(self, id: str, timeout: float | None = None) -> int:
+        """Wait for a container's end; its exit code. Raises DeadlineExceeded."""
+        return self.processes.wait(id, timeout=timeout)
 
     def kill(self, id: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a container's first process."""
-        self._core.wait_for(self._tasks.kill(self._scope, id, number))
+        self.processes.kill(id, number)
 
     def stop(self, id: str, timeout: float = 10.0) -> int:
         """Ask a container to end, make it after ``timeout`` seconds; its exit code."""
         record = self._record(id)
         wanted = record.labels.get(containers.STOP_SIGNAL_LABEL, "SIGTERM")
-        try:
+        with contextlib.suppress(NotFound):  # it has ended by itself
             self.kill(id, signal_number(wanted))
-            return self._core.wait_for(self._tasks.wait(self._scope, id), timeout).status
-        except Error as error:
-            if not isinstance(error, NotFound):
+            try:
+                return self.wait(id, timeout)
+            except DeadlineExceeded:
                 self.kill(id)
-            return self.wait(id)
+        return self.wait(id)
 
     def remove(self, id: str, *, force: bool = False) -> None:
         """Remove a container with its files and output; one that runs only with ``force``."""
@@ -271,45 +284,39 @@ class Engine:
         info = self.container(id)
         if info.status in ("running", "paused") and not force:
             raise FailedPrecondition(f"container {id} is {info.status}: stop it, or force this")
-        if info.status in ("running", "paused", "created"):
-            self.kill(id)
+        if info.status in LIVE:
+            with contextlib.suppress(NotFound):  # it has ended by itself
+                self.kill(id)
             self.wait(id)
         if info.status != "none":
-            self._core.wait_for(self._tasks.delete(self._scope, id))
+            self.processes.delete(id)
         containers.unmake(self._stores, self._scope, record)
-        if os.path.exists(self._log(id)):
-            os.unlink(self._log(id))
+        self._logs.remove(id)
 
     def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
         """What a kept container wrote, stdout and stderr in one; ``follow`` goes on to its end."""
         self._record(id)
-        if not os.path.exists(self._log(id)):
-            raise NotFound(f"output of container {id}")
-        with open(self._log(id), "rb") as file:
+        with open(self.log_path(id), "rb") as file:
             if tail is not None:
-                lines = file.read().splitlines(keepends=True)
-                yield b"".join(lines[-tail:] if tail else [])
+                file.seek(tail_offset(file, tail))
             while True:
-                over = not follow or self.container(id).status not in ("running", "paused")
+                over = not follow or self.container(id).status not in LIVE
                 while data := file.read(1 << 16):
                     yield data
                 if over:
                     return
                 time.sleep(FOLLOW_SECONDS)
 
-    def _log(self, id: str) -> str:
-        return os.path.join(self._root, "logs", self._scope.namespace, f"{id}.log")
-
-    def _make_log(self, id: str) -> str:
-        path = self._log(id)
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    def log_path(self, id: str) -> str:
+        """The file that ``logs`` reads; raises NotFound."""
+        self._record(id)
+        path = self._logs.path(id)
+        if not os.path.exists(path):
+            raise NotFound(f"output of container {id}")
         return path
 
 
-def _tee(sink: Sink, log: BinaryIO | None) -> Sink:
-    if log is None:
-        return sink
-
+def _tee(sink: Sink, log: BinaryIO) -> Sink:
     def both(data: bytes) -> None:
         log.write(data)
         sink(data)
@@ -328,4 +335,4 @@ def _info(record: Container, task: Process | None) -> ContainerInfo:
         record.created_at,
         record.labels.get(containers.COMMAND_LABEL, ""),
     )
-    return info if status in ("running", "paused", "created") else replace(info, pid=0)
+    return info if status in LIVE else replace(info, pid=0)

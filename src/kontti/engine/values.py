@@ -49,7 +49,8 @@ class Options:
     """How a container is made.
 
     ``mounts`` are ``source:target`` or ``source:target:ro``; ``user`` a name or number of the
-    image's own, with ``:group``.
+    image's own, with ``:group``; ``memory`` bytes and ``cpus`` a share of processors, 0 for no
+    limit. Seccomp's default profile is in force unless ``privileged``.
     """
 
     name: str = ""
@@ -60,5 +61,19 @@ class Options:
     hostname: str = ""
     network: str = ""
     read_only: bool = False
+    privileged: bool = False
+    memory: int = 0
+    cpus: float = 0
+    terminal: bool = False
     snapshotter: str = "overlayfs"
     runtime: str = "io.containerd.kontti.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOptions:
+    """How a command is run in a container: what is empty is as the container's own."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    user: str = ""
+    terminal: bool = False

@@ -1,0 +1,83 @@
+"""A container's processes, for a caller that waits: the task manager's calls, one after another."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from kontti.engine import containers
+from kontti.engine.core import Core
+from kontti.engine.stdio import Streams
+from kontti.engine.values import ExecOptions
+from kontti.metadata.base import Container
+from kontti.namespaces import Scope
+from kontti.tasks import base
+from kontti.values import AnyValue, Mount
+from kontti.wire.typeurl import PROCESS_URL
+
+
+class Processes:
+    """The processes of one namespace's containers; ``exec_id`` "" is a container's first one."""
+
+    def __init__(self, core: Core, scope: Scope) -> None:
+        self._core, self._tasks, self._scope = core, core.tasks, scope
+
+    def create(self, id: str, mounts: Sequence[Mount], stdio: base.Stdio) -> None:
+        """Make the first process, waiting to be started."""
+        options = base.CreateOptions(rootfs=mounts, stdio=stdio)
+        self._core.wait_for(self._tasks.create(self._scope, id, options))
+
+    def add(
+        self, record: Container, command: Sequence[str], options: ExecOptions, stdio: base.Stdio
+    ) -> str:
+        """Make another process of a running container, waiting to be started; its exec id."""
+        pid = self.get(record.id).pid
+        spec = containers.exec_process(self._scope, record, pid, command, options)
+        asked = base.ExecOptions(secrets.token_hex(6), AnyValue(PROCESS_URL, spec), stdio)
+        self._core.wait_for(self._tasks.exec(self._scope, record.id, asked))
+        return asked.exec_id
+
+    def start(self, id: str, exec_id: str = "") -> int:
+        """Start what was made; its pid."""
+        return self._core.wait_for(self._tasks.start(self._scope, id, exec_id))
+
+    def attend(self, id: str, streams: Streams, exec_id: str = "") -> int:
+        """Start what was made, feed it, and wait for its end; its exit code."""
+        streams.on_input_end = lambda _: self.close_stdin(id, exec_id)
+        self.start(id, exec_id)
+        code = self.wait(id, exec_id)
+        streams.finish()
+        return code
+
+    def get(self, id: str, exec_id: str = "") -> base.Process:
+        """How a process is; raises NotFound."""
+        return self._core.wait_for(self._tasks.get(self._scope, id, exec_id))
+
+    def list(self) -> dict[str, base.Process]:
+        """The first process of every container that has one, by container."""
+        found = self._core.wait_for(self._tasks.list(self._scope))
+        return {process.container_id: process for process in found}
+
+    def wait(self, id: str, exec_id: str = "", timeout: float | None = None) -> int:
+        """Wait for a process's end; its exit code. Raises DeadlineExceeded."""
+        return self._core.wait_for(self._tasks.wait(self._scope, id, exec_id), timeout).status
+
+    def kill(self, id: str, number: int, exec_id: str = "") -> None:
+        """Send a signal to a process; raises NotFound where it has ended."""
+        self._core.wait_for(self._tasks.kill(self._scope, id, number, exec_id=exec_id))
+
+    def close_stdin(self, id: str, exec_id: str = "") -> None:
+        """Have the process see the end of its input."""
+        self._core.wait_for(self._tasks.close_io(self._scope, id, exec_id, True))
+
+    def resize(self, id: str, columns: int, lines: int, exec_id: str = "") -> None:
+        """Tell a process on a terminal the terminal's size."""
+        self._core.wait_for(self._tasks.resize_pty(self._scope, id, exec_id, columns, lines))
+
+    def delete(self, id: str, exec_id: str = "") -> int:
+        """Forget a process that ended; its exit code."""
+        if exec_id:
+            work = self._tasks.delete_process(self._scope, id, exec_id)
+        else:
+            work = self._tasks.delete(self._scope, id)
+        return self._core.wait_for(work).status
