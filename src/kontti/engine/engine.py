@@ -266,16 +266,23 @@ class Engine:
         """Send a signal to a container's first process."""
         self.processes.kill(id, number)
 
+    def ask_to_stop(self, id: str) -> bool:
+        """Send a container its image's stop signal; False where it has ended by itself."""
+        wanted = self._record(id).labels.get(containers.STOP_SIGNAL_LABEL, "SIGTERM")
+        try:
+            self.kill(id, signal_number(wanted))
+        except NotFound:
+            return False
+        return True
+
     def stop(self, id: str, timeout: float = 10.0) -> int:
         """Ask a container to end, make it after ``timeout`` seconds; its exit code."""
-        record = self._record(id)
-        wanted = record.labels.get(containers.STOP_SIGNAL_LABEL, "SIGTERM")
-        with contextlib.suppress(NotFound):  # it has ended by itself
-            self.kill(id, signal_number(wanted))
+        if self.ask_to_stop(id):
             try:
                 return self.wait(id, timeout)
             except DeadlineExceeded:
-                self.kill(id)
+                with contextlib.suppress(NotFound):  # it has ended by itself
+                    self.kill(id)
         return self.wait(id)
 
     def remove(self, id: str, *, force: bool = False) -> None:

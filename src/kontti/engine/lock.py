@@ -26,8 +26,8 @@ class RootLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._fd, 1024, 0).decode(errors="replace").strip()
             os.close(self._fd)
+            holder = holder_of(root)
             raise FailedPrecondition(f"root {root} is in use by {holder or 'another'}") from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{owner} (pid {os.getpid()})\n".encode(), 0)
@@ -48,3 +48,12 @@ class RootLock:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def holder_of(root: str) -> str:
+    """Who holds ``root``, or held it last; "" where nobody ever did."""
+    try:
+        with open(os.path.join(root, NAME), errors="replace") as file:
+            return file.read(1024).strip()
+    except FileNotFoundError:
+        return ""

@@ -12,6 +12,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 FIFO_DIR = "/run/containerd/fifo"
 CHUNK = 64 << 10
@@ -76,7 +77,9 @@ class Fifos(Streams):
         self._ended = False
 
     @classmethod
-    def make(cls, id: str, *, directory: str = "", tty: bool = False) -> Fifos:
+    def make(
+        cls, id: str, *, directory: str = "", tty: bool = False, stdin: bool = True
+    ) -> Self:
         """New FIFOs in a new directory below ``directory``; both go with ``close``."""
         import tempfile
 
@@ -87,10 +90,11 @@ class Fifos(Streams):
         paths = [os.path.join(folder, f"{id}-{name}") for name in names]
         for path in paths:
             os.mkfifo(path, 0o700)
-        return cls(paths[0], paths[1], "" if tty else paths[2], directory=folder, tty=tty)
+        errors = "" if tty else paths[2]
+        return cls(paths[0] if stdin else "", paths[1], errors, directory=folder, tty=tty)
 
     @classmethod
-    def existing(cls, stdin: str, stdout: str, stderr: str, *, tty: bool) -> Fifos:
+    def existing(cls, stdin: str, stdout: str, stderr: str, *, tty: bool) -> Self:
         """The FIFOs of a process that another client started."""
         return cls(stdin, stdout, stderr, tty=tty)
 
@@ -116,7 +120,8 @@ class Fifos(Streams):
         poller = select.poll()
         for fd in (*self._outputs, self._wake_read):
             poller.register(fd, select.POLLIN)
-        poller.register(0, select.POLLIN)
+        if self._in >= 0:
+            poller.register(0, select.POLLIN)
         while self._outputs:
             for fd, _ in poller.poll():
                 if fd in self._outputs:
@@ -138,9 +143,12 @@ class Fifos(Streams):
             del self._outputs[fd]
             os.close(fd)
             return
-        target = self._outputs[fd]
+        self.deliver(self._outputs[fd], data)
+
+    def deliver(self, number: int, data: bytes) -> None:
+        """Write ``data`` to our stdout (1) or stderr (2)."""
         while data:
-            data = data[os.write(target, data) :]
+            data = data[os.write(number, data) :]
 
     def _take_input(self, poller: select.poll) -> None:
         try:

@@ -1,0 +1,70 @@
+"""``kontti pull``, ``load``, ``images`` and ``rmi``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import getpass
+import sys
+
+from kontti.cmd.ctr.output import age, decimal_size
+from kontti.cmd.kontti.output import show_json, show_table
+from kontti.cmd.kontti.progress import shown
+from kontti.cmd.kontti.root import Root
+
+
+def pull(root: Root, args: argparse.Namespace) -> int:
+    """Pull an image from its registry and unpack it."""
+    user, separator, password = args.user.partition(":")
+    if user and not separator:
+        password = getpass.getpass("Password: ")
+    with root.engine() as engine, shown() as progress:
+        found = engine.pull(
+            args.image,
+            plain_http=args.plain_http,
+            user=user,
+            password=password,
+            progress=progress,
+        )
+    print(f"{found.name} {found.digest}")
+    return 0
+
+
+def load(root: Root, args: argparse.Namespace) -> int:
+    """Store the images of an archive."""
+    with root.engine() as engine, shown() as progress:
+        source = args.input if args.input != "-" else sys.stdin.buffer
+        found = engine.import_image(source, progress=progress)
+    for image in found:
+        print(f"{image.name} {image.digest}")
+    return 0
+
+
+def images(root: Root, args: argparse.Namespace) -> int:
+    """List the stored images."""
+    with root.engine() as engine:
+        found = engine.images()
+    if args.format == "json":
+        show_json([dataclasses.asdict(image) for image in found])
+        return 0
+    rows = [
+        [
+            image.name,
+            image.digest[:19],
+            decimal_size(image.size),
+            ",".join(image.platforms),
+            f"{age(image.created_at)} ago",
+        ]
+        for image in found
+    ]
+    show_table(["NAME", "DIGEST", "SIZE", "PLATFORMS", "CREATED"], rows)
+    return 0
+
+
+def rmi(root: Root, args: argparse.Namespace) -> int:
+    """Remove images."""
+    with root.engine() as engine:
+        for name in args.image:
+            engine.remove_image(name)
+            print(name)
+    return 0

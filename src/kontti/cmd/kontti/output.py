@@ -1,0 +1,33 @@
+"""How kontti prints: tables that fit the terminal, plain columns in a pipe, or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from kontti.cmd.ctr.output import table
+
+STYLES = {"running": "green", "paused": "yellow", "stopped": "red"}
+
+
+def show_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under titles."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(table([titles, *rows], padding=3))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        made.add_column(title, overflow="fold")
+    for row in rows:
+        made.add_row(*[Text(cell, style=STYLES.get(cell.split(" ")[0], "")) for cell in row])
+    Console().print(made)
+
+
+def show_json(value: object) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

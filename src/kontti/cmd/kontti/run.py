@@ -1,0 +1,103 @@
+"""``kontti run`` and ``kontti exec``: processes in the foreground, and containers behind."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+
+from kontti.cmd.kontti.console import Session, foreground
+from kontti.cmd.kontti.root import Root
+from kontti.cmd.kontti.waiting import Name
+from kontti.engine.engine import Engine
+from kontti.engine.values import ExecOptions, Options
+from kontti.errors import InvalidArgument, NotFound
+from kontti.tasks.base import Stdio
+
+SHIFTS = {"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """How the flags say the container is made; raises InvalidArgument."""
+    return Options(
+        name=args.name,
+        env=env_of(args.env),
+        cwd=args.workdir,
+        user=args.user,
+        mounts=args.volume,
+        hostname=args.hostname,
+        network=args.network,
+        read_only=args.read_only,
+        privileged=args.privileged,
+        memory=memory_of(args.memory),
+        cpus=args.cpus,
+        terminal=args.tty,
+        snapshotter=args.snapshotter,
+        runtime=args.runtime,
+    )
+
+
+def memory_of(text: str) -> int:
+    """Bytes of ``512m``, ``1g``, ``1048576``; "" is 0, no limit. Raises InvalidArgument."""
+    digits, unit = text.rstrip("bBkKmMgGtT"), text.lower().lstrip("0123456789")
+    if not text:
+        return 0
+    shift = SHIFTS.get(unit)
+    if shift is None or not digits.isascii() or not digits.isdigit() or len(digits) > 15:
+        raise InvalidArgument(f"memory limit {text!r:.40} is not a size such as 512m")
+    return int(digits) << shift
+
+
+def env_of(entries: list[str]) -> dict[str, str]:
+    """``name=value`` entries; a name alone takes our own value, if we have one."""
+    found = {}
+    for entry in entries:
+        name, separator, value = entry.partition("=")
+        if not name:
+            raise InvalidArgument(f"environment variable {entry!r} has no name")
+        if separator or name in os.environ:
+            found[name] = value if separator else os.environ[name]
+    return found
+
+
+def run(root: Root, args: argparse.Namespace) -> int:
+    """Make a container and run it, here or in the background."""
+    chosen = options_of(args)
+    if args.detach:
+        if args.rm or args.tty or args.interactive:
+            raise InvalidArgument("-d does not go with --rm, -i or -t")
+        with root.engine() as engine:
+            print(engine.start(args.image, args.command, chosen).id)
+        return 0
+
+    def begin(engine: Engine, stdio: Stdio) -> Name:
+        return Name(engine.start(args.image, args.command, chosen, stdio=stdio).id)
+
+    def end(engine: Engine, name: Name) -> None:
+        if args.rm:
+            engine.remove(name.id)
+
+    session = Session(begin, end, keep_output=not args.rm)
+    return foreground(root, session, terminal=args.tty, interactive=args.interactive)
+
+
+def exec_(root: Root, args: argparse.Namespace) -> int:
+    """Run a command in a running container."""
+    chosen = ExecOptions(env_of(args.env), args.workdir, args.user, args.tty)
+
+    def begin(engine: Engine, stdio: Stdio) -> Name:
+        exec_id = engine.begin_exec(args.container, args.command, chosen, stdio=stdio)
+        try:
+            engine.processes.start(args.container, exec_id)
+        except BaseException:
+            engine.processes.delete(args.container, exec_id)
+            raise
+        return Name(args.container, exec_id)
+
+    def end(engine: Engine, name: Name) -> None:
+        # the container's own end takes its processes along
+        with contextlib.suppress(NotFound):
+            engine.processes.delete(name.id, name.exec_id)
+
+    session = Session(begin, end)
+    return foreground(root, session, terminal=args.tty, interactive=args.interactive)
