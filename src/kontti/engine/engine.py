@@ -212,6 +212,9 @@ class Engine:
             exec_id = self.begin_exec(id, command, options, stdio=streams.stdio)
             try:
                 code = self.processes.attend(id, streams, exec_id)
+            except BaseException:
+                self.processes.end(id, exec_id)
+                raise
             finally:
                 self.processes.delete(id, exec_id)
         return Result(id, code, bytes(out), bytes(err))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import signal
 from collections.abc import Sequence
 
 from kontti.engine import containers
 from kontti.engine.core import Core
 from kontti.engine.stdio import Streams
 from kontti.engine.values import ExecOptions
+from kontti.errors import Error, FailedPrecondition, NotFound
 from kontti.metadata.base import Container
 from kontti.namespaces import Scope
 from kontti.tasks import base
 from kontti.values import AnyValue, Mount
 from kontti.wire.typeurl import PROCESS_URL
+
+END_SECONDS = 10.0
 
 
 class Processes:
@@ -43,11 +48,15 @@ class Processes:
 
     def attend(self, id: str, streams: Streams, exec_id: str = "") -> int:
         """Start what was made, feed it, and wait for its end; its exit code."""
-        streams.on_input_end = lambda _: self.close_stdin(id, exec_id)
         self.start(id, exec_id)
+        streams.begin(lambda: self._end_input(id, exec_id))
         code = self.wait(id, exec_id)
         streams.finish()
         return code
+
+    def _end_input(self, id: str, exec_id: str) -> None:
+        with contextlib.suppress(NotFound, FailedPrecondition):  # it has ended before its input
+            self.close_stdin(id, exec_id)
 
     def get(self, id: str, exec_id: str = "") -> base.Process:
         """How a process is; raises NotFound."""
@@ -65,6 +74,12 @@ class Processes:
     def kill(self, id: str, number: int, exec_id: str = "") -> None:
         """Send a signal to a process; raises NotFound where it has ended."""
         self._core.wait_for(self._tasks.kill(self._scope, id, number, exec_id=exec_id))
+
+    def end(self, id: str, exec_id: str = "") -> None:
+        """Kill a process, if it runs, and see it end."""
+        with contextlib.suppress(Error):  # never started, or ended by itself
+            self.kill(id, signal.SIGKILL, exec_id)
+            self.wait(id, exec_id, END_SECONDS)
 
     def close_stdin(self, id: str, exec_id: str = "") -> None:
         """Have the process see the end of its input."""

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -20,17 +21,14 @@ DRAIN_SECONDS = 10.0
 
 
 class Streams:
-    """``input`` goes to the process, what it writes to the sinks, until ``finish``.
-
-    ``on_input_end`` is called, from the thread, when all input is written.
-    """
+    """``input`` goes to the process, what it writes to the sinks, from ``begin`` to ``finish``."""
 
     def __init__(self, directory: str, stdout: Sink, stderr: Sink, input: bytes | None) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._folder = tempfile.mkdtemp(dir=directory)
         self._input = input
         self._ended = False
-        self.on_input_end: Sink = lambda _: None
+        self._on_input_end: Callable[[], None] = lambda: None
         names = [os.path.join(self._folder, name) for name in ("stdin", "stdout", "stderr")]
         for name in names:
             os.mkfifo(name, 0o700)
@@ -41,6 +39,11 @@ class Streams:
         self._feed = os.open(names[0], both) if input is not None else -1
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._copy, name="stdio", daemon=True)
+
+    def begin(self, on_input_end: Callable[[], None]) -> None:
+        """Copy: the process has been made. ``on_input_end`` is called, from another thread, when
+        all input is written."""
+        self._on_input_end = on_input_end
         self._thread.start()
 
     def _copy(self) -> None:
@@ -83,7 +86,7 @@ class Streams:
             poller.unregister(self._feed)
             os.close(self._feed)
             self._feed = -1
-            self.on_input_end(b"")
+            self._on_input_end()
 
     def _woken(self, poller: select.poll) -> None:
         os.read(self._wake_read, 64)
@@ -99,6 +102,8 @@ class Streams:
         self._end()
 
     def _end(self) -> None:
+        if self._thread.ident is None:
+            return
         deadline = time.monotonic() + DRAIN_SECONDS
         self._ended = True
         while self._thread.is_alive() and time.monotonic() < deadline:
@@ -115,7 +120,7 @@ class Streams:
         tb: TracebackType | None,
     ) -> None:
         self._end()
-        for fd in (self._wake_read, self._wake_write, self._feed):
+        for fd in (self._wake_read, self._wake_write, self._feed, *self._sinks):
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)

@@ -112,7 +112,8 @@ class Stdio:
         self.stdout: int | None = None
         self.stderr: int | None = None
         self._keepers: list[int] = []
-        self._stdin_pump: Pump | None = None
+        self._stdin_pump: _StdinPump | None = None
+        self._input_ended = False
         self._output_pump: Pump | None = None
         self._console: socket.socket | None = None
         self._master = -1
@@ -142,6 +143,8 @@ class Stdio:
         read, write = os.pipe2(os.O_CLOEXEC)
         self._stdin_pump = _StdinPump(self._loop, source, write)
         self._keepers.append(read)
+        if self._input_ended:
+            self._stdin_pump.finish()
         return read
 
     def _open_outputs(self, ids: tuple[str, str]) -> None:
@@ -272,9 +275,10 @@ class Stdio:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def close_stdin(self) -> None:
-        """Nothing more will be written to the process's stdin."""
+        """Nothing more will be written to the process's stdin, which may not be open yet."""
+        self._input_ended = True
         if self._stdin_pump is not None and self._master < 0:
-            self._stdin_pump.finish()  # type: ignore[attr-defined]
+            self._stdin_pump.finish()
 
     def close(self) -> None:
         """Close the shim's ends."""

@@ -161,6 +161,7 @@ def prepare(peer: socket.socket, sealed: dict[str, str]) -> tuple[Settings, sock
     request = read_request(peer)
     bundle = str(request.get("bundle") or "/")
     os.chdir(bundle)
+    let_go_of_streams()
     pid = os.getpid()
     settings = Settings(
         str(request["namespace"]),
@@ -172,6 +173,20 @@ def prepare(peer: socket.socket, sealed: dict[str, str]) -> tuple[Settings, sock
         sealed={k: v.replace("self", str(pid)) for k, v in sealed.items()},
     )
     return settings, listen(settings.socket_path)
+
+
+def let_go_of_streams() -> None:
+    """Keep nobody's pipe open: what we inherited may be a program's that waits for its end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        # a reader of the bundle's log gets what we have to say (containerd's shim contract)
+        errors = os.open("log", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        errors = os.dup(null)
+    for fd, number in ((null, 0), (null, 1), (errors, 2)):
+        os.dup2(fd, number)
+    for fd in {null, errors} - {0, 1, 2}:
+        os.close(fd)
 
 
 def read_request(peer: socket.socket) -> dict[str, Any]:

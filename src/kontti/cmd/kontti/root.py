@@ -16,7 +16,7 @@ from kontti.engine.engine import Engine
 from kontti.engine.lock import holder_of
 from kontti.errors import FailedPrecondition
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = float(os.environ.get("KONTTI_PATIENCE", "15"))
 RETRY_SECONDS = 0.02
 
 
