@@ -24,6 +24,7 @@ from kontti.errors import (
     Unavailable,
 )
 from kontti.metadata.schema import MIGRATIONS
+from kontti.sqlitefile import open_durable
 from kontti.values import EMPTY, check_labels
 
 BUSY_SECONDS = 10.0
@@ -62,11 +63,8 @@ class Database:
         self.generation = 0
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with self._errors():
-            self._writer = self._connect()
+            self._writer = open_durable(path, BUSY_SECONDS)
         try:
-            with self._errors():
-                self._writer.execute("PRAGMA journal_mode=WAL")
-                self._writer.execute("PRAGMA synchronous=FULL")
             self._migrate()
         except BaseException:
             self._writer.close()

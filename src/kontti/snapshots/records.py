@@ -20,6 +20,7 @@ from kontti.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgum
 from kontti.errors import ResourceExhausted as Full
 from kontti.filters import field_adaptor, parse_all
 from kontti.snapshots.base import Info, Kind, Usage
+from kontti.sqlitefile import open_durable
 from kontti.values import merge_labels
 
 _SCHEMA = """
@@ -52,9 +53,7 @@ class Records:
     def __init__(self, path: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db = open_durable(path)
         self._db.executescript(_SCHEMA)
 
     @contextlib.contextmanager
