@@ -16,6 +16,7 @@ from typing import cast
 from kontti.diff.compression import READ, Read, Rewound, detect, preload
 from kontti.diff.extract import Extractor
 from kontti.diff.feed import Feed
+from kontti.diff.flusher import Flusher
 from kontti.diff.job import END, ApplyJob, CompareJob, Request, Result, TreeJob, read_request
 from kontti.diff.lowers import Lowers, NeedsParents
 from kontti.diff.removal import empty
@@ -176,7 +177,9 @@ def _extract(tree: Tree, feed: Feed) -> None:
     before = os.stat(b".")
     names = os.listxattr(b".")
     try:
-        Extractor(tree, TarReader(feed)).run()
+        flusher = Flusher()
+        Extractor(tree, TarReader(flusher.watch(feed))).run()
+        flusher.finish()
     except NeedsParents:
         empty(b".")
         _restore(before, names)

@@ -18,6 +18,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_SYNCHRONOUS, MS_REMOUNT, MS_MANDLOCK, MS_DIRSYNC = 16, 32, 64, 128
 MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME, MS_BIND = 256, 1024, 2048, 4096
 MS_MOVE, MS_REC, MS_SILENT = 8192, 16384, 32768
+SYNC_FILE_RANGE_WRITE = 2
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
 MS_RELATIME, MS_I_VERSION, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 23, 1 << 24, 1 << 25
 MNT_FORCE, MNT_DETACH, MNT_EXPIRE, UMOUNT_NOFOLLOW = 1, 2, 4, 8
@@ -128,6 +129,12 @@ def syncfs(fd: int) -> None:
     """syncfs(2)."""
     if _libc.syncfs(fd) < 0:
         raise _fail("syncfs")
+
+
+def sync_file_range(fd: int, offset: int, count: int, flags: int) -> None:
+    """sync_file_range(2). It starts or awaits writing; it makes nothing durable by itself."""
+    if _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(count), flags) < 0:
+        raise _fail("sync_file_range")
 
 
 def statfs_type(path: Path) -> int:
