@@ -55,6 +55,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 def nothing_left(engine: Engine, folder: Path) -> Iterator[None]:
     """Each test takes away what it made: containers, snapshots, logs, FIFOs, bundles."""
     snapshots = count_snapshots(engine)
+    assert snapshots > 0
     yield
     assert engine.containers() == []
     assert count_snapshots(engine) == snapshots
@@ -65,9 +66,7 @@ def nothing_left(engine: Engine, folder: Path) -> Iterator[None]:
 
 
 def count_snapshots(engine: Engine) -> int:
-    found: list[object] = []
-    engine._stores.metadata.snapshots(engine._scope, "overlayfs").walk(found.append)
-    return len(found)
+    return len(list(engine._stores.metadata.snapshots(engine._scope, "overlayfs").walk()))
 
 
 def test_image_is_listed(engine: Engine) -> None:

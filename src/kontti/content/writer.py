@@ -71,7 +71,7 @@ class LocalWriter:
         """Have the disk begin with what is there: the sync at the end has less to wait for."""
         count = self._status.offset - self._early
         if count >= EARLY:
-            with contextlib.suppress(OSError):  # not every file system can; the sync tells of errors
+            with contextlib.suppress(OSError):  # not all can; the sync tells
                 libc.sync_file_range(self._fd, self._early, count, libc.SYNC_FILE_RANGE_WRITE)
             self._early = self._status.offset
 
