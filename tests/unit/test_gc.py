@@ -207,6 +207,17 @@ def test_container_keeps_its_snapshot_and_parents(stores: Stores) -> None:
     assert stores.snapshotter.cleanups
 
 
+def test_snapshots_removed_by_name_are_freed_by_the_next_collection(stores: Stores) -> None:
+    stores.metadata.collect()
+    snapshots, before = stores.metadata.snapshots(SCOPE, "memory"), stores.snapshotter.cleanups
+    snapshots.prepare("x")
+    snapshots.remove("x")
+    assert stores.metadata.collect().snapshots == 0
+    assert stores.snapshotter.cleanups == before + 1
+    stores.metadata.collect()
+    assert stores.snapshotter.cleanups == before + 1
+
+
 def test_lease_keeps_until_it_is_gone_or_expired(stores: Stores) -> None:
     leases = stores.metadata.leases(SCOPE)
     leases.create("l", {PREFIX + "expire": FUTURE})
@@ -258,6 +269,20 @@ def test_old_ingests_go_and_those_being_written_stay(
         assert [s.ref for s in store.list_statuses()] == ["busy", "young"]
         writer.commit()
     assert len(stores.backend.list_statuses()) == 1
+
+
+def test_ingests_with_a_lease_go_with_it_unless_opened_without_one(stores: Stores) -> None:
+    stores.metadata.leases(SCOPE).create("l", {PREFIX + "expire": FUTURE})
+    leased, store = stores.metadata.content(Scope("default", "l")), stores.metadata.content(SCOPE)
+    for ref in ("leased", "resumable"):
+        leased.writer(ref).close()
+    store.writer("resumable").close()
+    leased.writer("resumable").close()
+    stores.metadata.collect()
+    assert [s.ref for s in store.list_statuses()] == ["leased", "resumable"]
+    stores.metadata.leases(SCOPE).delete("l")
+    stores.metadata.collect()
+    assert [s.ref for s in store.list_statuses()] == ["resumable"]
 
 
 def test_orphans_are_told_from_what_is_being_made(stores: Stores) -> None:

@@ -92,3 +92,46 @@ def test_containerds_own_note_is_understood(bundles: Bundles) -> None:
     plain = {"version": 3, "address": "unix:///run/containerd/s/abc", "protocol": "ttrpc"}
     (Path(bundle.path) / "bootstrap.json").write_text(json.dumps(plain))
     assert bundle.bootstrap() == Bootstrap("unix:///run/containerd/s/abc", 3)
+
+
+def config(bundles: Bundles, spec: bytes) -> bytes:
+    """The spec as the runtime gets it."""
+    return (Path(bundles.create("ns", "one", spec).path) / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "1.2.0", "1.2.1", "1.3.0-rc.1", "1.10.7+dev"])
+def test_a_newer_spec_is_one_that_any_runtime_takes(bundles: Bundles, version: str) -> None:
+    spec = {
+        "annotations": {"ociVersion": version},
+        "ociVersion": version,
+        "process": {"args": ["ä", "\ud800"], "rlimits": [{"hard": (1 << 64) - 1}]},
+        "unknown": {"kept": [None, True]},
+    }
+    written = json.loads(config(bundles, json.dumps(spec).encode()))
+    assert written == {**spec, "ociVersion": "1.0.2"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        b'{"ociVersion":"1.0.2","process":{}}',
+        b'{ "process": {}, "ociVersion": "1.0.2-dev" }',
+        b'{"ociVersion":"1.0.0-rc5"}',
+        # not ours to judge: the runtime refuses them, and says why
+        b'{"ociVersion":"2.0.0"}',
+        b'{"ociVersion":"0.9.0"}',
+        b'{"ociVersion":"1.2"}',
+        b'{"ociVersion":"v1.2.0"}',
+        b'{"ociVersion":12}',
+        b'{"ociVersion":null}',
+        b"{}",
+        b"[]",
+        b"",
+        b"no json",
+        b'{"ociVersion":"1.2.0"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_any_other_spec_is_as_it_was_given(bundles: Bundles, spec: bytes) -> None:
+    assert config(bundles, spec) == spec

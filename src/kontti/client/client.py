@@ -6,6 +6,7 @@ so a ``Tasks.Wait`` in one thread does not hold up another thread's calls.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from kontti.wire.grpc import CallEnded, ClientConnection, MessageReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self, TypeVar
 
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 CALL_SECONDS = 300.0
 """The deadline of a call that names none, and does not wait for something by its nature."""
 READ_SIZE = 256 << 10
+RETRY_SECONDS = 0.01
 NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
 FOREVER = float("inf")
+FORGET_SECONDS = 1.0
+LATE = "the daemon did not answer in time"
 
 
 class _Call:
@@ -45,7 +49,8 @@ class _Call:
 class Client:
     """A connection to the daemon at ``address``; ``namespace`` and ``lease`` go with each call.
 
-    Times in seconds. Raises Unavailable where nobody listens.
+    Times in seconds; ``timeout`` is for all calls together.
+    Raises Unavailable where nobody listens.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class Client:
         self.address = address
         self.namespace = namespace
         self.lease = lease
-        self._timeout = timeout
+        self._until = FOREVER if timeout is None else time.monotonic() + timeout
         self._socket = _connect(address, connect_timeout)
         self._connection = ClientConnection()
         self._calls: dict[int, _Call] = {}
@@ -83,15 +88,16 @@ class Client:
 
         ``timeout`` in seconds; FOREVER for a call that waits for something by its nature.
         """
+        deadline = self._deadline(timeout)
         stream = self._start(method, namespace)
         try:
-            self._send(stream, request.encode(), end=True)
-            data = self._receive(stream, self._deadline(timeout))
+            self._send(stream, request.encode(), deadline, end=True)
+            data = self._receive(stream, deadline)
             if data is None:
                 raise Unavailable(f"{method} answered nothing")
             message = response.decode(data)
             # the status comes after the message, and it is the status that counts
-            self._receive(stream, self._deadline(timeout))
+            self._receive(stream, deadline)
         finally:
             self._forget(stream)
         return message
@@ -100,10 +106,10 @@ class Client:
         self, method: str, request: Message, response: type[M], *, timeout: float = FOREVER
     ) -> Iterator[M]:
         """One call with many answers, as they come."""
-        stream = self._start(method, None)
         deadline = self._deadline(timeout)
+        stream = self._start(method, None)
         try:
-            self._send(stream, request.encode(), end=True)
+            self._send(stream, request.encode(), deadline, end=True)
             while (data := self._receive(stream, deadline)) is not None:
                 yield response.decode(data)
         finally:
@@ -140,8 +146,8 @@ class Client:
         self.close()
 
     def _deadline(self, timeout: float | None) -> float:
-        seconds = timeout if timeout is not None else self._timeout
-        return time.monotonic() + (CALL_SECONDS if seconds is None else seconds)
+        seconds = CALL_SECONDS if timeout is None else timeout
+        return min(time.monotonic() + seconds, self._until)
 
     def _start(self, method: str, namespace: str | None) -> int:
         headers = [(NAMESPACE_HEADER, self.namespace if namespace is None else namespace)]
@@ -153,39 +159,70 @@ class Client:
             self._calls[stream] = _Call()
         return stream
 
-    def _send(self, stream: int, data: bytes, *, end: bool) -> None:
+    def _send(self, stream: int, data: bytes, deadline: float, *, end: bool) -> None:
         with self._state:
             self._check()
             self._connection.send_message(stream, data, end=end)
-        self._flush()
+        self._flush(deadline)
 
-    def _flush(self) -> None:
+    def _flush(self, deadline: float) -> None:
         """Write what the connection wants written; one thread at a time, in order."""
         with self._send_lock:
             with self._state:
                 data = self._connection.data_to_send()
-            if not data:
-                return
             try:
-                self._socket.sendall(data)
+                self._write(memoryview(data), deadline)
             except OSError as error:
+                # what the daemon said before it hung up can still be read
                 raise Unavailable(f"connection to {self.address}: {error}") from error
+            except Error as error:
+                # what was written in part only cannot be gone on with
+                failure = Unavailable(f"connection to {self.address}: {error}")
+                with self._state:
+                    self._failure = self._failure or failure
+                    self._state.notify_all()
+                raise failure from error
 
-    def _pending(self, stream: int) -> int:
-        with self._state:
-            return self._connection.pending(stream)
+    def _write(self, data: memoryview, deadline: float) -> None:
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                self._wait_for(select.POLLOUT, deadline)
+
+    def _wait_for(self, event: int, deadline: float) -> None:
+        """Until the socket can be read or written; raises DeadlineExceeded."""
+        left = _left(deadline)
+        poller = select.poll()
+        try:
+            poller.register(self._socket, event)
+        except ValueError:
+            raise Unavailable("client is closed") from None
+        if not poller.poll(None if left is None else max(1, int(left * 1000))):
+            raise DeadlineExceeded(LATE)
+
+    def _drain(self, stream: int, deadline: float) -> None:
+        """Until the peer's window has let all of a call's messages go, or the call has ended."""
+        call = self._calls[stream]
+        self._read_until(lambda: call.ended or not self._connection.pending(stream), deadline)
 
     def _receive(self, stream: int, deadline: float) -> bytes | None:
         """The next message of a call, None at its end; raises its error, DeadlineExceeded."""
+        call = self._calls[stream]
+        self._read_until(lambda: bool(call.messages) or call.ended, deadline)
+        with self._state:
+            if call.messages:
+                return call.messages.pop(0)
+        if call.error is not None:
+            raise call.error
+        return None
+
+    def _read_until(self, done: Callable[[], bool], deadline: float) -> None:
+        """Have the socket read, by us or by who reads it already, until ``done``."""
         while True:
             with self._state:
-                call = self._calls[stream]
-                if call.messages:
-                    return call.messages.pop(0)
-                if call.ended:
-                    if call.error is not None:
-                        raise call.error
-                    return None
+                if done():
+                    return
                 self._check()
                 if self._reading:
                     self._state.wait(_left(deadline))
@@ -198,27 +235,30 @@ class Client:
         data = b""
         failure: Error | None = None
         try:
-            left = _left(deadline)
-            self._socket.settimeout(left)
+            self._wait_for(select.POLLIN, deadline)
             data = self._socket.recv(READ_SIZE)
             if not data:
                 failure = Unavailable(f"connection to {self.address} is closed")
-        except TimeoutError:
-            raise DeadlineExceeded("the daemon did not answer in time") from None
         except OSError as error:
             failure = Unavailable(f"connection to {self.address}: {error}")
         finally:
             with self._state:
                 self._reading = False
-                if failure is not None:
-                    self._failure = self._failure or failure
-                elif data:
-                    self._dispatch(data)
+                failure = failure or self._dispatch(data)
+                self._failure = self._failure or failure
                 self._state.notify_all()
-        self._flush()
+        try:
+            self._flush(deadline)
+        except Unavailable:
+            return  # reading on will tell
 
-    def _dispatch(self, data: bytes) -> None:
-        for event in self._connection.receive(data):
+    def _dispatch(self, data: bytes) -> Error | None:
+        """Hand out what ``data`` brings; the error where the peer breaks the protocol."""
+        try:
+            events = self._connection.receive(data)
+        except Error as error:
+            return error
+        for event in events:
             call = self._calls.get(event.stream_id)
             if call is None:
                 continue
@@ -226,6 +266,7 @@ class Client:
                 call.messages.append(event.data)
             elif isinstance(event, CallEnded):
                 call.ended, call.error = True, event.error
+        return None
 
     def _forget(self, stream: int) -> None:
         with self._state:
@@ -234,7 +275,7 @@ class Client:
                 return
             self._connection.cancel(stream)
         try:
-            self._flush()
+            self._flush(time.monotonic() + FORGET_SECONDS)
         except Unavailable:
             return
 
@@ -252,14 +293,13 @@ class Duplex:
 
     def send(self, request: Message, *, end: bool = False) -> None:
         """Send a message; waits where the daemon's window is full."""
-        self._client._send(self._stream, request.encode(), end=end)  # noqa: SLF001 its other half
-        deadline = time.monotonic() + CALL_SECONDS
-        while self._client._pending(self._stream):  # noqa: SLF001
-            self._client._read(deadline)  # noqa: SLF001
+        deadline = self._client._deadline(None)  # noqa: SLF001 its other half
+        self._client._send(self._stream, request.encode(), deadline, end=end)  # noqa: SLF001
+        self._client._drain(self._stream, deadline)  # noqa: SLF001
 
     def receive(self, response: type[M], *, timeout: float = CALL_SECONDS) -> M | None:
         """The next answer, or None at the end; raises the error that ended the call."""
-        deadline = time.monotonic() + timeout
+        deadline = self._client._deadline(timeout)  # noqa: SLF001
         data = self._client._receive(self._stream, deadline)  # noqa: SLF001
         return None if data is None else response.decode(data)
 
@@ -287,7 +327,7 @@ def _left(deadline: float) -> float | None:
         return None
     left = deadline - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded("the daemon did not answer in time")
+        raise DeadlineExceeded(LATE)
     return left
 
 
@@ -295,11 +335,23 @@ def _connect(address: str, timeout: float) -> socket.socket:
     path = address.removeprefix("unix://")
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        found.settimeout(timeout)
-        found.connect(path)
+        _dial(found, path, time.monotonic() + timeout)
     except OSError as error:
         found.close()
         raise Unavailable(
-            f"failed to dial {path!r}: {error.strerror or error}; is containerd running?"
+            f'failed to dial "{path}": {error.strerror or error}; is containerd running?'
         ) from error
+    found.setblocking(False)
     return found
+
+
+def _dial(client: socket.socket, path: str, deadline: float) -> None:
+    client.setblocking(False)
+    while True:
+        try:
+            return client.connect(path)
+        except BlockingIOError:
+            # more clients wait to be accepted than the daemon lets wait (connect(2), EAGAIN)
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)

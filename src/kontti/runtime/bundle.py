@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ from kontti.values import check_identifier
 log = logging.getLogger(__name__)
 TASK_DIR = "io.containerd.runtime.v2.task"
 BUILTIN = ""
+OCI_VERSION = "1.0.2"
+"""What every runtime takes; a later 1.x adds fields, and a runtime skips those it does not know."""
+_NEWER = re.compile(r"1\.[1-9][0-9]*\.[0-9]+(?:[-+].*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class Bundles:
         os.mkdir(os.path.join(bundle.path, "rootfs"), 0o711)
         os.symlink(bundle.work, os.path.join(bundle.path, "work"))
         with open(os.path.join(bundle.path, "config.json"), "wb") as file:
-            file.write(spec)
+            file.write(for_runtime(spec))
 
     def all(self) -> list[Bundle]:
         """Every bundle on disk; what is there and cannot be one is left alone."""
@@ -164,6 +168,23 @@ class Bundles:
                 except Error as error:
                     log.warning("%s/%s is no task's: %s", namespace, id, error)
         return found
+
+
+def for_runtime(spec: bytes) -> bytes:
+    """``spec``, its ociVersion one that any runtime accepts where it is a later 1.x.
+
+    crun up to 1.8.1 refuses all but 1.0.x. What is no 1.x is the runtime's to refuse.
+    """
+    if spec.startswith(b'{"ociVersion":"1.0.'):
+        return spec  # as most clients write it
+    try:
+        plain = json.loads(spec)
+    except (ValueError, RecursionError):
+        return spec
+    version = plain.get("ociVersion") if isinstance(plain, dict) else None
+    if not isinstance(version, str) or not _NEWER.fullmatch(version):
+        return spec
+    return json.dumps({**plain, "ociVersion": OCI_VERSION}).encode()
 
 
 def _removed(path: str) -> bool:

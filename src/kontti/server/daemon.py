@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -12,10 +13,10 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
-from kontti.errors import InvalidArgument
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
@@ -31,7 +32,6 @@ from kontti.tasks.manager import TaskManager
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
-DEFAULT_SOCKET_DIR = "/run/containerd/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,11 @@ class DaemonSettings:
     """All that the daemon is started with."""
 
     stores: StoreSettings
-    state: str
+    runtime: RuntimeSettings
     grpc: Listen
     ttrpc: Listen
-    socket_dir: str = ""
     max_receive: int = 16 << 20
     max_send: int = 16 << 20
-    shim_environment: tuple[str, ...] = ()
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
 
@@ -62,20 +60,21 @@ class DaemonSettings:
 async def serve(settings: DaemonSettings) -> None:
     """Run until SIGTERM or SIGINT. Raises Error where it cannot start."""
     began = time.monotonic()
-    if os.path.abspath(settings.stores.root) == os.path.abspath(settings.state):
-        raise InvalidArgument("root and state must be different paths")
-    os.makedirs(settings.state, mode=0o711, exist_ok=True)
+    # not for who we start: an OCI runtime would wait for its container to notify
+    notify_address = os.environ.pop("NOTIFY_SOCKET", "")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # SIGUSR1 says on stderr what every thread is doing
+    faulthandler.register(signal.SIGUSR1)
     # shims and clients go on while a terminal is closed
     loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP: nothing to reload"))
     async with running(settings):
         log.info("containerd successfully booted in %.6fs", time.monotonic() - began)
-        notify("READY=1")
+        notify(notify_address, "READY=1")
         await stopped.wait()
-        notify("STOPPING=1")
+        notify(notify_address, "STOPPING=1")
         log.info("stopping: containers go on")
 
 
@@ -85,6 +84,8 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         stores = await asyncio.to_thread(Stores, settings.stores)
         stack.push_async_callback(asyncio.to_thread, stores.close)
+        # two daemons on one state directory would bury each other's tasks
+        stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner))
         rows = plugin_rows(stores.failures, settings.disabled_plugins)
         check_required(rows, settings.required_plugins)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
@@ -114,17 +115,8 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
 
 async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
     """The task manager, its zygote warm."""
-    choice = await asyncio.to_thread(choose, settings.state)
-    runtime = RuntimeSettings(
-        root=settings.stores.root,
-        state=settings.state,
-        socket_dir=settings.socket_dir or DEFAULT_SOCKET_DIR,
-        ttrpc_address=settings.ttrpc.address,
-        grpc_address=settings.grpc.address,
-        runtime=choice.binary,
-        hide_unified=choice.hide_unified,
-        environment=settings.shim_environment,
-    )
+    choice = await asyncio.to_thread(choose, settings.runtime.state)
+    runtime = replace(settings.runtime, runtime=choice.binary, hide_unified=choice.hide_unified)
     tasks = TaskManager(runtime, stores.metadata.containers, stores.exchange)
     await tasks.shims.zygote.start()
     return tasks
@@ -160,9 +152,8 @@ def server_uuid(root: str) -> str:
     return made
 
 
-def notify(state: str) -> None:
+def notify(address: str, state: str) -> None:
     """sd_notify(3), where systemd started us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:

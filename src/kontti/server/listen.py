@@ -30,9 +30,11 @@ def prepare_socket(address: str) -> None:
             probe.connect(address)
         except FileNotFoundError:
             return
-        except OSError:
+        except ConnectionRefusedError:
             os.unlink(address)
             return
+        except (TimeoutError, BlockingIOError):
+            pass  # somebody listens, and is busy
     raise FailedPrecondition(f"{address} is in use by another daemon")
 
 

@@ -6,26 +6,51 @@ from kontti.config import sections
 from kontti.config.load import Config
 from kontti.engine.stores import StoreSettings
 from kontti.metadata.scheduler import Policy
+from kontti.runtime.manager import RuntimeSettings
 from kontti.server.daemon import DaemonSettings, Listen
 from kontti.server.plugins import SNAPSHOTTER
+
+DEFAULT_SOCKET_DIR = "/run/containerd/s"
+DAY = 86400.0
 
 
 def settings_of(config: Config) -> DaemonSettings:
     """The daemon's settings in ``config``."""
     grpc, ttrpc = config.plugin(sections.Grpc), config.plugin(sections.Ttrpc)
-    manager = config.plugin(sections.ShimManager)
+    ttrpc_address = ttrpc.address or f"{grpc.address}.ttrpc"
     return DaemonSettings(
         stores=store_settings(config, grpc.address),
-        state=config.state,
+        runtime=runtime_settings(config, grpc.address, ttrpc_address),
         grpc=Listen(grpc.address, grpc.uid, grpc.gid),
-        ttrpc=Listen(ttrpc.address or f"{grpc.address}.ttrpc", ttrpc.uid, ttrpc.gid),
-        socket_dir=manager.socket_dir,
+        ttrpc=Listen(ttrpc_address, ttrpc.uid, ttrpc.gid),
         max_receive=grpc.max_recv_message_size,
         max_send=grpc.max_send_message_size,
-        shim_environment=manager.env,
         disabled_plugins=config.disabled_plugins,
         required_plugins=config.required_plugins,
     )
+
+
+def runtime_settings(config: Config, grpc_address: str, ttrpc_address: str) -> RuntimeSettings:
+    """How shims are started, and how long each is waited for."""
+    manager = config.plugin(sections.ShimManager)
+    return RuntimeSettings(
+        root=config.root,
+        state=config.state,
+        socket_dir=manager.socket_dir or DEFAULT_SOCKET_DIR,
+        ttrpc_address=ttrpc_address,
+        grpc_address=grpc_address,
+        environment=manager.env,
+        load_seconds=patience(config, "shim.load"),
+        state_seconds=patience(config, "task.state"),
+        stats_seconds=patience(config, "metrics.shimstats"),
+        shutdown_seconds=patience(config, "shim.shutdown"),
+        cleanup_seconds=patience(config, "shim.cleanup"),
+    )
+
+
+def patience(config: Config, name: str) -> float:
+    """A timeout in seconds. 0 asks for none at all: a day, as every wait here ends some time."""
+    return config.timeout(name).seconds or DAY
 
 
 def store_settings(config: Config, address: str) -> StoreSettings:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.empty_pb2 import Empty
 
 from kontti.api.services.content.v1 import content_pb2 as pb
 from kontti.content.base import Info, Reader, Status, Store, Writer
-from kontti.errors import InvalidArgument, OutOfRange
+from kontti.errors import Canceled, InvalidArgument, OutOfRange
 from kontti.metadata.base import Metadata
 from kontti.services import convert
 from kontti.services.rpc import Bridge, Context, batches, scope_of
@@ -26,6 +27,7 @@ class ContentService:
     def __init__(self, metadata: Metadata, bridge: Bridge) -> None:
         self._metadata = metadata
         self._call = bridge.call
+        self._finish = bridge.finish
         self._quick = bridge.quick
 
     def _store(self, context: Context) -> Store:
@@ -36,10 +38,9 @@ class ContentService:
         return pb.InfoResponse(info=_info_to_proto(info))
 
     async def update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        store = self._store(context)
         wanted = Info(Digest.parse(request.info.digest), 0, labels=dict(request.info.labels))
-        info = await self._call(
-            self._store(context).update, wanted, list(request.update_mask.paths)
-        )
+        info = await self._call(store.update, wanted, list(request.update_mask.paths))
         return pb.UpdateResponse(info=_info_to_proto(info))
 
     async def list(
@@ -101,8 +102,7 @@ class ContentService:
             return
         if not first.ref:
             raise InvalidArgument("first message must have a reference")
-        writer = await self._call(store.writer, first.ref, first.total, first.expected)
-        session = _Session(writer, first.ref, first.total, first.expected)
+        session = _Session(store, first.ref, first.total, first.expected)
         try:
             yield await self._call(session.answer, first)
             if first.action == pb.COMMIT:
@@ -112,29 +112,50 @@ class ContentService:
                 if request.action == pb.COMMIT:
                     return
         finally:
-            await self._call(writer.close)
+            await self._finish(session.close)
 
 
 @dataclass(slots=True)
 class _Session:
-    """One Write stream: what was said so far of the ingest's ref, size and digest."""
+    """One Write stream: what was said so far of the ingest's ref, size and digest.
 
-    writer: Writer
+    A stream that its client cancels is closed while a thread may still open or write the ingest:
+    the lock has the closing wait for that, and nothing is opened after it.
+    """
+
+    store: Store
     ref: str
     total: int
     expected: str
+    writer: Writer | None = None
+    closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
+        with self.lock:
+            if self.closed:
+                raise Canceled("write")
+            if self.writer is None:
+                self.writer = self.store.writer(self.ref, self.total, self.expected)
+            return self._answer(self.writer, request)
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+            if self.writer is not None:
+                self.writer.close()
+
+    def _answer(self, writer: Writer, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
         self._note(request)
-        status = self.writer.status()
+        status = writer.status()
         offset = status.offset
         digest = ""
         if request.action != pb.STAT:
-            offset = self._append(request, offset)
+            offset = self._append(writer, request, offset)
         if request.action == pb.COMMIT:
-            digest = self.writer.commit(self.total, self.expected, dict(request.labels))
+            digest = writer.commit(self.total, self.expected, dict(request.labels))
         elif request.action == pb.STAT:
-            digest = self.writer.digest()
+            digest = writer.digest()
         return pb.WriteContentResponse(
             action=request.action,
             started_at=convert.timestamp(status.started_at),
@@ -158,14 +179,14 @@ class _Session:
                 )
             self.expected = Digest.parse(request.expected)
 
-    def _append(self, request: pb.WriteContentRequest, offset: int) -> int:
+    def _append(self, writer: Writer, request: pb.WriteContentRequest, offset: int) -> int:
         if request.offset > 0 and request.offset != offset:
             raise OutOfRange(f"write @{request.offset} must occur at current offset {offset}")
         if request.offset == 0 and offset > 0:
-            self.writer.truncate(0)
+            writer.truncate(0)
             offset = 0
         if request.data:
-            offset += self.writer.write(request.data)
+            offset += writer.write(request.data)
         return offset
 
 

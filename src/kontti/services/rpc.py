@@ -17,8 +17,9 @@ import grpc
 import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
 
-from kontti.errors import CLASSES, Error, Unimplemented
+from kontti.errors import CLASSES, Error, Internal, Unimplemented
 from kontti.namespaces import Scope
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,14 @@ class Bridge:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
 
+    async def finish(self, function: Callable[[], object]) -> None:
+        """``function()`` in a thread, even where the caller is cancelled: to give back what it has.
+
+        A cancelled call that no thread has begun yet would never be made.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._executor, function))
+
 
 def scope_of(context: Context) -> Scope:
     """The namespace and lease in the caller's headers; FailedPrecondition without a namespace."""
@@ -84,13 +93,25 @@ def _handler(service: ServiceDescriptor, method: MethodDescriptor, adapter: obje
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
-    request = message_factory.GetMessageClass(method.input_type)
+    request = message_factory.GetMessageClass(method.input_type).FromString
     response = message_factory.GetMessageClass(method.output_type)
     return make(
         behaviour,
-        request_deserializer=request.FromString,
+        request_deserializer=request if method.client_streaming else _lenient(request),
         response_serializer=cast(Any, response).SerializeToString,
     )
+
+
+def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """What does not parse comes as it is, and the call is answered Internal, as containerd does."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return data
+
+    return read
 
 
 def snake_case(name: str) -> str:
@@ -101,6 +122,7 @@ def snake_case(name: str) -> str:
 def _unary(name: str, function: Callable[[Any, Context], Awaitable[T]]) -> Any:
     async def behaviour(request: Any, context: Context) -> T:
         try:
+            _check_parsed(request)
             return await function(request, context)
         except asyncio.CancelledError:
             raise
@@ -114,6 +136,7 @@ def _unary(name: str, function: Callable[[Any, Context], Awaitable[T]]) -> Any:
 def _streaming(name: str, function: Callable[[Any, Context], AsyncIterator[T]]) -> Any:
     async def behaviour(request: Any, context: Context) -> AsyncIterator[T]:
         try:
+            _check_parsed(request)
             async for item in function(request, context):
                 yield item
         except (asyncio.CancelledError, GeneratorExit):
@@ -122,6 +145,11 @@ def _streaming(name: str, function: Callable[[Any, Context], AsyncIterator[T]]) 
             await _abort(name, context, error)
 
     return behaviour
+
+
+def _check_parsed(request: object) -> None:
+    if isinstance(request, bytes):
+        raise Internal("grpc: error unmarshalling request")
 
 
 async def _abort(name: str, context: Context, error: Exception) -> None:

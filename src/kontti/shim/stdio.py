@@ -138,8 +138,8 @@ class Stdio:
     def _open_stdin(self) -> int | None:
         if not self.names.stdin:
             return None
-        source = os.open(self.names.stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # the FIFO has an end only once somebody has written: hold it open until then
+        # held open for writing too: a client that goes away is not the end of input, CloseIO is
+        source = os.open(self.names.stdin, _FIFO_FLAGS)
         read, write = os.pipe2(os.O_CLOEXEC)
         self._stdin_pump = _StdinPump(self._loop, source, write)
         self._keepers.append(read)
@@ -244,7 +244,7 @@ class Stdio:
                 copy, out = os.dup(self._master), os.dup(target)
                 self._output_pump = Pump(self._loop, copy, out, self._drained)
         if self.names.stdin:
-            source = os.open(self.names.stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            source = os.open(self.names.stdin, _FIFO_FLAGS)
             self._stdin_pump = _StdinPump(self._loop, source, os.dup(self._master))
 
     def _raw_output(self) -> None:
@@ -301,7 +301,7 @@ class Stdio:
 
 
 class _StdinPump(Pump):
-    """Copies a FIFO that nobody may have opened for writing yet."""
+    """Copies a FIFO, which has no end of its own."""
 
     def __init__(self, loop: Loop, source: int, target: int) -> None:
         super().__init__(loop, source, target)

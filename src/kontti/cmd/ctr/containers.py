@@ -8,11 +8,12 @@ import os
 import sys
 import time
 
+from kontti.cmd.ctr.exec import EXEC
 from kontti.cmd.ctr.flags import CREATE
 from kontti.cmd.ctr.grammar import BOOL, INT, Call, Command, Flag
+from kontti.cmd.ctr.lookup import STATUSES, STOPPED, container, task
 from kontti.cmd.ctr.output import error, print_json, rfc3339, write_table
 from kontti.cmd.ctr.session import CONTAINERS, connect, key_values, namespace_of
-from kontti.cmd.ctr.tasks import EXEC, container
 from kontti.errors import Error, NotFound
 from kontti.wire.messages.google import FieldMask, Timestamp
 from kontti.wire.messages.services.containers.v1.containers import (
@@ -34,8 +35,9 @@ FOLLOW_SECONDS = 0.2
 
 def create(call: Call) -> None:
     """Make a container and its snapshot."""
-    from kontti.cmd.ctr.specs import create_container
+    from kontti.cmd.ctr.specs import check_arguments, create_container
 
+    check_arguments(call)
     with connect(call) as client:
         create_container(client, call, run=False)
 
@@ -124,7 +126,6 @@ def delete(call: Call) -> None:
 def delete_one(client: Client, id: str, *, keep: bool) -> None:
     """Delete one, with its task where that has stopped."""
     from kontti.cmd.ctr.running import delete_container, delete_task
-    from kontti.cmd.ctr.tasks import STATUSES, STOPPED, task
 
     record = container(client, id)
     try:
@@ -161,7 +162,6 @@ def log_path(call: Call, id: str) -> str:
 
 def logs(call: Call) -> int | None:
     """What a container that ``start`` started has written so far; -f goes on."""
-    from kontti.cmd.ctr.tasks import STOPPED, task
 
     id = call.arg(0, "container id must be provided")
     path = log_path(call, id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kontti.cmd.ctr.grammar import BOOL, FLOAT, INT, LIST, Flag
+from kontti.cmd.ctr.grammar import BOOL, FLOAT, INT, LIST, UINT, Flag
 from kontti.cmd.ctr.snapshots import SNAPSHOTTER
 
 DEFAULT_RUNTIME = "io.containerd.runc.v2"
@@ -23,7 +23,7 @@ CONTAINER = (
     Flag("with-ns", LIST, "specify existing Linux namespaces to join (<type>:<path>)"),
     Flag("pid-file", help="file path to write the task's pid"),
     Flag("allow-new-privs", BOOL, "turn off OCI spec's NoNewPrivileges feature flag"),
-    Flag("memory-limit", INT, "memory limit (in bytes) for the container"),
+    Flag("memory-limit", UINT, "memory limit (in bytes) for the container"),
     Flag("cap-add", LIST, "add Linux capabilities (Set capabilities with 'CAP_' prefix)"),
     Flag("cap-drop", LIST, "drop Linux capabilities (Set capabilities with 'CAP_' prefix)"),
     Flag("seccomp", BOOL, "enable the default seccomp profile"),
@@ -34,7 +34,7 @@ CONTAINER = (
     Flag("rootfs", BOOL, "use custom rootfs that is not managed by containerd snapshotter"),
     Flag("no-pivot", BOOL, "disable use of pivot-root (linux only)"),
     Flag("cpu-quota", INT, "limit CPU CFS quota", default=-1),
-    Flag("cpu-period", INT, "limit CPU CFS period"),
+    Flag("cpu-period", UINT, "limit CPU CFS period"),
     Flag("rootfs-propagation", help="set the propagation of the container rootfs"),
     Flag("device", LIST, "file path to a device to add to the container"),
 )

@@ -1,7 +1,8 @@
 """ctr's command line: Go's flag grammar as tables and one parser. Imports nothing slow.
 
 ``-x``, ``--x``, ``-x=v`` and ``-x v`` are the same flag. A command that runs something stops at its
-first argument, so that what follows belongs to the container.
+first argument, so that what follows belongs to the container. Other commands take their flags after
+an argument too; what is no flag of theirs there is an argument.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     Texts = list[str]
     Value = bool | str | int | float | list[str]
 
-BOOL, STRING, LIST, INT, FLOAT, DURATION = "bool", "string", "list", "int", "float", "duration"
+BOOL, STRING, LIST, FLOAT, DURATION = "bool", "string", "list", "float", "duration"
+INT, UINT = "int", "uint"
 _ZERO: dict[str, bool | str | int | float] = {
     BOOL: False,
     STRING: "",
     INT: 0,
+    UINT: 0,
     FLOAT: 0.0,
     DURATION: 0.0,
 }
@@ -34,6 +37,10 @@ _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 class UsageError(Exception):
     """The command line is wrong; the message says how."""
+
+
+class MissingFlag(UsageError):
+    """A flag that must be given is not."""
 
 
 class Flag:
@@ -61,7 +68,7 @@ class Flag:
     def initial(self) -> Value:
         """The value where the flag is not given."""
         if self.env and os.environ.get(self.env):
-            return convert(self, os.environ[self.env])
+            return convert(self, os.environ[self.env], self.names[0])
         if self.default is not None:
             return self.default
         return [] if self.kind == LIST else _ZERO[self.kind]
@@ -152,7 +159,7 @@ def parse(
         if word == "--":
             args.extend(argv[index + 1 :])
             break
-        if not word.startswith("-") or word == "-":
+        if not word.startswith("-") or word == "-" or (args and _name(word) not in by_name):
             if passthrough:
                 args.extend(argv[index:])
                 break
@@ -160,7 +167,8 @@ def parse(
             index += 1
             continue
         index = _take(by_name, argv, index, values, given)
-    _check_required(flags, given)
+    if "help" not in given:
+        _check_required(flags, given)
     return values, args, frozenset(given)
 
 
@@ -172,7 +180,10 @@ def _take(
     given: set[str],
 ) -> int:
     """Read the flag at ``index``; gives the index after it."""
-    name, equals, text = argv[index].lstrip("-").partition("=")
+    name = _name(argv[index])
+    if not name or name.startswith("-"):
+        raise UsageError(f"bad flag syntax: {argv[index]}")
+    _, equals, text = argv[index].partition("=")
     flag = by_name.get(name)
     if flag is None:
         raise UsageError(f"flag provided but not defined: -{name}")
@@ -186,7 +197,7 @@ def _take(
         else:
             text = argv[index]
             index += 1
-    value = convert(flag, text)
+    value = convert(flag, text, name)
     old = values[key]
     if flag.kind == LIST and isinstance(value, list) and isinstance(old, list):
         value = [*old, *value] if key in given else value
@@ -195,14 +206,19 @@ def _take(
     return index
 
 
+def _name(word: str) -> str:
+    """The flag that a word names: what is behind one or two dashes, up to a ``=``."""
+    return word[2 if word.startswith("--") else 1 :].partition("=")[0]
+
+
 def _check_required(flags: Sequence[Flag], given: set[str]) -> None:
     for flag in flags:
         if flag.required and flag.names[0] not in given:
-            raise UsageError(f'Required flag "{flag.names[0]}" not set')
+            raise MissingFlag(f'Required flag "{flag.names[0]}" not set')
 
 
-def convert(flag: Flag, text: str) -> Value:
-    """A flag's text as its value; raises UsageError."""
+def convert(flag: Flag, text: str, name: str) -> Value:
+    """A flag's text as its value; ``name`` as it was given. Raises UsageError with Go's wording."""
     kind = flag.kind
     if kind == STRING:
         return text
@@ -210,9 +226,12 @@ def convert(flag: Flag, text: str) -> Value:
         return [text]
     try:
         return _CONVERT[kind](text)
+    except OverflowError:
+        problem = "value out of range"
     except ValueError:
-        name = flag.names[0]
-        raise UsageError(f'invalid value "{text}" for flag -{name}: parse error') from None
+        problem = "parse error"
+    what = f'boolean value "{text}" for' if kind == BOOL else f'value "{text}" for flag'
+    raise UsageError(f"invalid {what} -{name}: {problem}")
 
 
 def _bool(text: str) -> bool:
@@ -221,6 +240,16 @@ def _bool(text: str) -> bool:
     if text in _FALSE:
         return False
     raise ValueError(text)
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text, 0)
+        if not low <= value <= high:
+            raise OverflowError if low or value > 0 else ValueError
+        return value
+
+    return read
 
 
 def _duration(text: str) -> float:
@@ -246,7 +275,8 @@ def _duration(text: str) -> float:
 
 _CONVERT: dict[str, Callable[[str], Value]] = {
     BOOL: _bool,
-    INT: lambda text: int(text, 0),
+    INT: _integer(-(1 << 63), (1 << 63) - 1),
+    UINT: _integer(0, (1 << 64) - 1),
     FLOAT: float,
     DURATION: _duration,
 }

@@ -12,14 +12,18 @@ from kontti.cmd.ctr.grammar import (
     Call,
     Command,
     Flag,
+    MissingFlag,
     UsageError,
     parse,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from kontti.cmd.ctr.grammar import Value
+
+HELP = ("help", "h")
 GLOBAL_FLAGS = (
     Flag("debug", BOOL, "enable debug output in logs"),
     Flag(
@@ -84,49 +88,85 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: Sequence[str]) -> int:
     """Find the command, parse its flags, run it."""
-    values, rest, given = parse(GLOBAL_FLAGS, words, passthrough=True)
+    values, rest, given = checked(GLOBAL_FLAGS, words, print_help)
     globals_ = Call(values, (), given)
     if globals_.bool("version"):
         return print_version()
-    if not rest or globals_.bool("help") or rest[0] in ("help", "h"):
+    if not rest or globals_.bool("help") or rest in (["help"], ["h"]):
         return print_help()
-    for name, aliases, _, module in GROUPS:
+    if rest[0] in HELP:
+        return dispatch([*rest[1:], "--help"])
+    for name, aliases, help, module in GROUPS:
         if rest[0] == name or rest[0] in aliases:
-            return run_group(name, import_module(f"kontti.cmd.ctr.{module}"), rest[1:], globals_)
-    print(f"No help topic for '{rest[0]}'", file=sys.stderr)
-    return 3
+            group = Group(name, help, import_module(f"kontti.cmd.ctr.{module}"))
+            return run_group(group, rest[1:], globals_)
+    return unknown(rest[0])
 
 
-def run_group(name: str, module: object, words: Sequence[str], globals_: Call) -> int:
-    """Run a group's leaf, or a leaf that stands alone (its COMMANDS is one Command)."""
-    commands: Command | tuple[Command, ...] = module.COMMANDS  # type: ignore[attr-defined]
+class Group:
+    """A word that commands stand behind, or (its ``commands`` is one Command) a leaf by itself."""
+
+    __slots__ = ("commands", "flags", "help", "name")
+
+    def __init__(self, name: str, help: str, module: object) -> None:
+        self.name = name
+        self.help = help
+        self.commands: Command | tuple[Command, ...] = module.COMMANDS  # type: ignore[attr-defined]
+        self.flags: tuple[Flag, ...] = getattr(module, "FLAGS", ())
+
+
+def run_group(group: Group, words: Sequence[str], globals_: Call) -> int:
+    """Run the leaf that ``words`` begin with."""
+    commands = group.commands
     if isinstance(commands, Command):
-        return run_leaf(name, commands, words, globals_)
-    group_flags: tuple[Flag, ...] = getattr(module, "FLAGS", ())
-    flags = (*group_flags, Flag("help,h", BOOL))
-    values, rest, given = parse(flags, words, passthrough=True)
-    values = {**globals_.flags, **values}
-    if not rest or values["help"] or rest[0] in ("help", "h"):
-        return print_group(name, commands)
+        return run_leaf(group.name, commands, words, globals_)
+    flags = (*group.flags, Flag("help,h", BOOL))
+    values, rest, given = checked(flags, words, lambda: print_group(group))
+    if not rest or values["help"] or rest in (["help"], ["h"]):
+        return print_group(group)
+    if rest[0] in HELP:
+        return run_group(group, [rest[1], "--help"], globals_)
     for command in commands:
         if rest[0] == command.name or rest[0] in command.aliases:
-            outer = Call(values, (), globals_.given | given)
-            return run_leaf(f"{name} {command.name}", command, rest[1:], outer)
-    print(f"No help topic for '{rest[0]}'", file=sys.stderr)
-    return 3
+            outer = Call({**globals_.flags, **values}, (), globals_.given | given)
+            return run_leaf(f"{group.name} {command.name}", command, rest[1:], outer)
+    return unknown(rest[0])
 
 
 def run_leaf(path: str, command: Command, words: Sequence[str], outer: Call) -> int:
     """Parse a command's own flags and run it."""
     flags = (*command.flags, Flag("help,h", BOOL))
-    try:
-        values, args, given = parse(flags, words, command.passthrough)
-    except UsageError as error:
-        print(f"Incorrect Usage: {error}\n", file=sys.stderr)
-        raise
-    if values["help"]:
+
+    def help() -> int:
         return print_leaf(path, command)
+
+    values, args, given = checked(flags, words, help, passthrough=command.passthrough)
+    if values["help"]:
+        return help()
     return command.run(Call(values, args, given, outer)) or 0
+
+
+def checked(
+    flags: Sequence[Flag],
+    words: Sequence[str],
+    help: Callable[[], int],
+    *,
+    passthrough: bool = True,
+) -> tuple[dict[str, Value], list[str], frozenset[str]]:
+    """``grammar.parse``, with ``help`` shown where a flag is wrong."""
+    try:
+        return parse(flags, words, passthrough)
+    except UsageError as error:
+        if not isinstance(error, MissingFlag):
+            print(f"Incorrect Usage: {error}\n")
+        help()
+        raise
+
+
+def unknown(word: str) -> int:
+    """No such command; the original's exit code for it."""
+    print(f"No help topic for '{word}'", file=sys.stderr)
+    return 3
 
 
 def print_version() -> int:
@@ -149,11 +189,16 @@ def print_help() -> int:
     return 0
 
 
-def print_group(name: str, commands: Sequence[Command]) -> int:
+def print_group(group: Group) -> int:
     """Every command of a group, one line each."""
-    print(f"USAGE:\n   ctr {name} command [command options] [arguments...]\n\nCOMMANDS:")
+    commands = () if isinstance(group.commands, Command) else group.commands
+    print(f"NAME:\n   ctr {group.name} - {group.help}\n")
+    print(f"USAGE:\n   ctr {group.name} command [command options] [arguments...]\n\nCOMMANDS:")
     for command in commands:
         print(f"   {', '.join((command.name, *command.aliases)):32}{command.help}")
+    if group.flags:
+        print("\nOPTIONS:")
+        print_flags(group.flags)
     return 0
 
 

@@ -12,13 +12,14 @@ from kontti.cmd.ctr.running import (
     follow,
 )
 from kontti.cmd.ctr.session import connect
-from kontti.cmd.ctr.specs import create_container
+from kontti.cmd.ctr.specs import check_arguments, create_container
 
 
 def run(call: Call) -> int:
     """Create a container and its task, run it, and with --rm remove what was made."""
     if call.bool("rm") and call.bool("detach"):
         raise UsageError("flags --detach and --rm cannot be specified together")
+    check_arguments(call)
     with connect(call) as client:
         record = create_container(client, call, run=True)
         plan = Run(

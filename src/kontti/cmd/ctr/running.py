@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from kontti.client.client import FOREVER, Client
 from kontti.cmd.ctr.session import CONTAINERS, SNAPSHOTS, TASKS
 from kontti.cmd.ctr.stdio import Fifos, Streams, streams
-from kontti.cmd.ctr.tasks import attach_calls
 from kontti.errors import Error, NotFound
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.services.containers.v1.containers import (
@@ -20,10 +17,15 @@ from kontti.wire.messages.services.snapshots.v1.snapshots import (
     RemoveSnapshotRequest,
 )
 from kontti.wire.messages.services.tasks.v1.tasks import (
+    CloseIORequest,
     CreateTaskRequest,
     CreateTaskResponse,
     DeleteResponse,
     DeleteTaskRequest,
+    GetRequest,
+    GetResponse,
+    KillRequest,
+    ResizePtyRequest,
     StartRequest,
     StartResponse,
     WaitRequest,
@@ -91,13 +93,23 @@ def create_task(client: Client, record: Container, run: Run) -> Streams:
             options=task_options(record, run),
         )
         made = client.unary(TASKS + "Create", request, CreateTaskResponse)
-        if run.pid_file:
-            with open(run.pid_file, "w") as file:
-                file.write(str(made.pid))
+        note_pid(client, run, made.pid)
     except BaseException:
         io.close()
         raise
     return io
+
+
+def note_pid(client: Client, run: Run, pid: int) -> None:
+    """Write the pid file, where one is wanted; a task whose pid nobody can have is deleted."""
+    if not run.pid_file:
+        return
+    try:
+        with open(run.pid_file, "w") as file:
+            file.write(str(pid))
+    except BaseException:
+        delete_task(client, run.id)
+        raise
 
 
 def wants_terminal(record: Container) -> bool:
@@ -123,6 +135,8 @@ def follow(client: Client, io: Streams, run: Run) -> int:
     """Start the task and, unless detached, stay until it ends; its exit code."""
     attach_calls(client, io, run.id, "")
     try:
+        if not run.detach:
+            io.prepare()
         client.unary(TASKS + "Start", StartRequest(container_id=run.id), StartResponse)
     except BaseException:
         delete_task(client, run.id)
@@ -139,6 +153,26 @@ def follow(client: Client, io: Streams, run: Run) -> int:
     finally:
         io.close()
     return ended.exit_status
+
+
+def attach_calls(client: Client, io: Streams, id: str, exec_id: str) -> None:
+    """Have the end of our stdin, our signals and our terminal's size reach the process."""
+
+    def quietly(method: str, request: CloseIORequest | KillRequest | ResizePtyRequest) -> None:
+        try:
+            client.unary(TASKS + method, request, Empty)
+        except Error:
+            return  # it has ended meanwhile
+
+    io.close_stdin = lambda: quietly(
+        "CloseIO", CloseIORequest(container_id=id, exec_id=exec_id, stdin=True)
+    )
+    io.forward = lambda number: quietly(
+        "Kill", KillRequest(container_id=id, exec_id=exec_id, signal=number)
+    )
+    io.resize = lambda width, height: quietly(
+        "ResizePty", ResizePtyRequest(container_id=id, exec_id=exec_id, width=width, height=height)
+    )
 
 
 def delete_task(client: Client, id: str) -> None:
@@ -175,16 +209,19 @@ def attach_existing(client: Client, process: Process) -> int:
     return ended.exit_status
 
 
-def remove_quietly(path: str) -> None:
-    """Remove a file that may be gone."""
-    try:
-        os.unlink(path)
-    except OSError:
-        return
-
-
 def clean_up(client: Client, record: Container) -> None:
-    """After a failed run: what it made goes too; a second failure does not hide the first."""
+    """After a failed run: what it made goes too, but not from under a task that goes on.
+
+    A second failure does not hide the first.
+    """
+    try:
+        client.unary(TASKS + "Get", GetRequest(container_id=record.id), GetResponse)
+    except NotFound:
+        pass
+    except Error:
+        return
+    else:
+        return
     try:
         delete_container(client, record)
     except Error:

@@ -14,9 +14,9 @@ from kontti.client.stores import RemoteLeases, RemoteSnapshotter
 from kontti.cmd.ctr.grammar import Call, UsageError
 from kontti.cmd.ctr.images import get
 from kontti.cmd.ctr.leases import EXPIRE
+from kontti.cmd.ctr.lookup import STOP_SIGNAL_LABEL
 from kontti.cmd.ctr.output import rfc3339
 from kontti.cmd.ctr.session import CONTAINERS, key_values, namespace_of
-from kontti.cmd.ctr.tasks import STOP_SIGNAL_LABEL
 from kontti.errors import InvalidArgument, NotFound
 from kontti.images.graph import find_manifest
 from kontti.images.identity import chain_id
@@ -41,6 +41,17 @@ from kontti.wire.typeurl import SPEC_URL, pack
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kontti.oci.base import Option
+
+
+def check_arguments(call: Call) -> None:
+    """Whether what is to be run was named; raises UsageError, InvalidArgument."""
+    if call.str("config"):
+        call.arg(0, "container id must be provided")
+        if call.args[1:]:
+            raise InvalidArgument("with spec config file, only container id should be provided")
+        return
+    call.arg(0, "image ref must be provided")
+    call.arg(1, "container id must be provided")
 
 
 def create_container(client: Client, call: Call, *, run: bool) -> Container:

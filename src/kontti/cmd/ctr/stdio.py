@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+from kontti.cmd.ctr.signals import Signals
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 FIFO_DIR = "/run/containerd/fifo"
 CHUNK = 64 << 10
 DRAIN_SECONDS = 10.0
+ATTACHED_DRAIN_SECONDS = 0.5
 # signals that mean something to this process only are not the container's
 FORWARDED = frozenset(signal.Signals) - {
     signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP, signal.SIGWINCH,
@@ -26,9 +29,11 @@ FORWARDED = frozenset(signal.Signals) - {
 
 
 class Streams:
-    """Where a process's streams go, as the Tasks service takes it. ``attached`` where we copy."""
+    """Where a process's streams go, as the Tasks service takes it.
 
-    attached = False
+    ``forward`` is called with each signal that we get, from another thread; those below are for
+    streams that we copy.
+    """
 
     def __init__(
         self, stdin: str = "", stdout: str = "", stderr: str = "", tty: bool = False
@@ -37,49 +42,56 @@ class Streams:
         self.stdout = stdout
         self.stderr = stderr
         self.terminal = tty
+        self.forward: Callable[[int], None] = lambda _: None
+        self.resize: Callable[[int, int], None] = lambda _w, _h: None
+        self.close_stdin: Callable[[], None] = lambda: None
+        self._signals = Signals(self._deal_with)
+
+    def prepare(self) -> None:
+        """The process is there and not started yet: give its terminal the size of ours."""
 
     def start(self) -> None:
-        """Begin to copy."""
+        """Begin to copy, and to pass signals on. From the main thread."""
+        self._signals.start(FORWARDED)
+
+    def _deal_with(self, number: int) -> None:
+        self.forward(number)
 
     def finish(self) -> None:
         """Copy what is left, after the process has ended."""
 
     def close(self) -> None:
         """Give everything back."""
+        self._signals.stop()
 
 
 class Fifos(Streams):
     """FIFOs in a directory of their own, copied from and to ours.
 
-    ``close_stdin`` is called at our stdin's end, ``forward`` with each signal that we get.
+    ``close_stdin`` is called at our stdin's end, ``resize`` when our terminal's size changes.
+    Where nobody reads our output any more, the main thread gets a SystemExit as of SIGPIPE.
     """
-
-    attached = True
 
     def __init__(
         self, stdin: str, stdout: str, stderr: str, *, directory: str = "", tty: bool = False
     ) -> None:
         super().__init__(stdin, stdout, stderr, tty)
         self.directory = directory
-        self.close_stdin: Callable[[], None] = lambda: None
-        self.forward: Callable[[int], None] = lambda _: None
-        self.resize: Callable[[int, int], None] = lambda _w, _h: None
         both = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
         self._in = os.open(self.stdin, both) if self.stdin else -1
         reads = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         outputs = ((self.stdout, 1), (self.stderr, 2))
         self._outputs = {os.open(path, reads): number for path, number in outputs if path}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._signals: list[int] = []
         self._pump = threading.Thread(target=self._copy, name="stdio", daemon=True)
         self._stdin_buffer = b""
         self._terminal_state: list[object] | None = None
         self._ended = False
+        self._broken = False
+        self._drain_seconds = DRAIN_SECONDS
 
     @classmethod
-    def make(
-        cls, id: str, *, directory: str = "", tty: bool = False, stdin: bool = True
-    ) -> Self:
+    def make(cls, id: str, *, directory: str = "", tty: bool = False, stdin: bool = True) -> Self:
         """New FIFOs in a new directory below ``directory``; both go with ``close``."""
         import tempfile
 
@@ -96,25 +108,41 @@ class Fifos(Streams):
     @classmethod
     def existing(cls, stdin: str, stdout: str, stderr: str, *, tty: bool) -> Self:
         """The FIFOs of a process that another client started."""
-        return cls(stdin, stdout, stderr, tty=tty)
+        made = cls(stdin, stdout, stderr, tty=tty)
+        # who came after the process had ended sees no end of its output
+        made._drain_seconds = ATTACHED_DRAIN_SECONDS
+        return made
+
+    def prepare(self) -> None:
+        if self.terminal and sys.stdin.isatty():
+            self._deal_with(signal.SIGWINCH)
 
     def start(self) -> None:
         if self.terminal and sys.stdin.isatty():
-            import termios
-            import tty
-
-            self._terminal_state = termios.tcgetattr(0)
-            tty.setraw(0)
-            signal.signal(signal.SIGWINCH, self._on_signal)
-            self._on_signal(signal.SIGWINCH, None)
-        for number in FORWARDED if not self.terminal else ():
-            signal.signal(number, self._on_signal)
+            self._make_raw()
+            self._signals.start([signal.SIGWINCH])
+            self._signals.note(signal.SIGWINCH)
+        else:
+            super().start()
+        signal.signal(signal.SIGPIPE, self._on_broken_pipe)
         self._pump.start()
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        # only noted here: the call that forwards it is made by the copying thread
-        self._signals.append(number)
-        os.write(self._wake_write, b"s")
+    def _make_raw(self) -> None:
+        """Every key goes to the process; its newlines still begin at the left of our screen."""
+        import termios
+        import tty
+
+        self._terminal_state = termios.tcgetattr(0)
+        # now: what was typed already is for the process
+        tty.setraw(0, termios.TCSANOW)
+        raw = termios.tcgetattr(0)
+        raw[1] |= termios.OPOST
+        termios.tcsetattr(0, termios.TCSANOW, raw)
+
+    def _on_broken_pipe(self, _number: int, _frame: object) -> None:
+        # of our sockets' SIGPIPE their own errors tell
+        if self._broken:
+            raise SystemExit(128 + signal.SIGPIPE)
 
     def _copy(self) -> None:
         poller = select.poll()
@@ -143,7 +171,13 @@ class Fifos(Streams):
             del self._outputs[fd]
             os.close(fd)
             return
-        self.deliver(self._outputs[fd], data)
+        try:
+            self.deliver(self._outputs[fd], data)
+        except BrokenPipeError:
+            # not to be waited for: the process may write for ever
+            self._broken = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGPIPE)
+            raise SystemExit from None
 
     def deliver(self, number: int, data: bytes) -> None:
         """Write ``data`` to our stdout (1) or stderr (2)."""
@@ -186,25 +220,27 @@ class Fifos(Streams):
                 poller.unregister(fd)
                 del self._outputs[fd]
                 os.close(fd)
-        while self._signals:
-            self._deal_with(self._signals.pop(0))
 
     def _deal_with(self, number: int) -> None:
-        if number == signal.SIGWINCH:
+        if number != signal.SIGWINCH:
+            super()._deal_with(number)
+            return
+        try:
             size = os.get_terminal_size(0)
-            self.resize(size.columns, size.lines)
-        else:
-            self.forward(number)
+        except OSError:
+            return  # the terminal has gone
+        self.resize(size.columns, size.lines)
 
     def finish(self) -> None:
-        deadline = time.monotonic() + DRAIN_SECONDS
-        self._pump.join(DRAIN_SECONDS)
+        self._pump.join(self._drain_seconds)
+        deadline = time.monotonic()
         while self._pump.is_alive() and time.monotonic() < deadline + DRAIN_SECONDS:
             self._ended = True
             os.write(self._wake_write, b"e")
             self._pump.join(0.1)
 
     def close(self) -> None:
+        super().close()
         if self._terminal_state is not None:
             import termios
 

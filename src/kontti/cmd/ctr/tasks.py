@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
-from kontti.client.client import FOREVER
-from kontti.cmd.ctr.grammar import BOOL, Call, Command, Flag
+from kontti.cmd.ctr.exec import EXEC
+from kontti.cmd.ctr.grammar import BOOL, Call, Command, Flag, UsageError
+from kontti.cmd.ctr.lookup import STATUSES, STOP_SIGNAL_LABEL, STOPPED, container, task
 from kontti.cmd.ctr.output import error, go_time, print_json, table, warn
-from kontti.cmd.ctr.session import CONTAINERS, TASKS, connect
-from kontti.cmd.ctr.stdio import Fifos, streams
+from kontti.cmd.ctr.running import Run, attach_existing, create_task, follow
+from kontti.cmd.ctr.session import TASKS, connect
 from kontti.errors import Error, FailedPrecondition, NotFound
 from kontti.wire.messages.google import Empty
-from kontti.wire.messages.services.containers.v1.containers import (
-    Container,
-    GetContainerRequest,
-    GetContainerResponse,
-)
 from kontti.wire.messages.services.tasks.v1.tasks import (
-    CloseIORequest,
     DeleteProcessRequest,
     DeleteResponse,
     DeleteTaskRequest,
-    ExecProcessRequest,
-    GetRequest,
-    GetResponse,
     KillRequest,
     ListPidsRequest,
     ListPidsResponse,
@@ -33,10 +24,7 @@ from kontti.wire.messages.services.tasks.v1.tasks import (
     MetricsRequest,
     MetricsResponse,
     PauseTaskRequest,
-    ResizePtyRequest,
     ResumeTaskRequest,
-    StartRequest,
-    StartResponse,
     WaitRequest,
     WaitResponse,
 )
@@ -45,31 +33,6 @@ from kontti.wire.messages.types.metrics import Metric
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kontti.client.client import Client
-    from kontti.wire.messages.types.task.task import Process
-
-STATUSES = ("UNKNOWN", "CREATED", "RUNNING", "STOPPED", "PAUSED", "PAUSING")
-STOPPED = 3
-STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
-
-
-def container(client: Client, id: str) -> Container:
-    """The container's record; raises NotFound."""
-    request = GetContainerRequest(id=id)
-    answer = client.unary(CONTAINERS + "Get", request, GetContainerResponse)
-    return answer.container or Container()
-
-
-def task(client: Client, id: str, exec_id: str = "") -> Process:
-    """The task's state; raises NotFound for the container or the task."""
-    from kontti.wire.messages.types.task.task import Process
-
-    container(client, id)
-    request = GetRequest(container_id=id, exec_id=exec_id)
-    try:
-        answer = client.unary(TASKS + "Get", request, GetResponse)
-    except NotFound as problem:
-        raise NotFound(f"no running task found: {problem.message}") from None
-    return answer.process or Process()
 
 
 def list_(call: Call) -> None:
@@ -87,8 +50,6 @@ def list_(call: Call) -> None:
 
 def start(call: Call) -> int:
     """Create and start a container's task; without --detach stay with it."""
-    from kontti.cmd.ctr.running import Run, create_task, follow
-
     id = call.arg(0, "container id must be provided")
     with connect(call) as client:
         record = container(client, id)
@@ -104,119 +65,8 @@ def start(call: Call) -> int:
         return follow(client, create_task(client, record, run), run)
 
 
-def exec_(call: Call) -> int:
-    """Run a process in a running container, with its output and exit code."""
-    id = call.arg(0, "container id must be provided")
-    if not call.args[1:]:
-        raise FailedPrecondition("a command must be provided")
-    exec_id, detach = call.str("exec-id"), call.bool("detach")
-    with connect(call) as client:
-        record = container(client, id)
-        task(client, id)
-        tty = call.bool("tty")
-        spec = process_spec(record, call, tty)
-        io = streams(exec_id, log_uri=call.str("log-uri"), directory=call.str("fifo-dir"), tty=tty)
-        try:
-            return run_exec(client, io, spec, (id, exec_id), detach=detach)
-        finally:
-            if not detach:
-                io.close()
-
-
-def run_exec(
-    client: Client, io: Fifos | object, spec: bytes, ids: tuple[str, str], *, detach: bool
-) -> int:
-    """Exec, start, wait and delete one process; its exit code, 0 where detached."""
-    from kontti.cmd.ctr.stdio import Streams
-    from kontti.wire.messages.google import Any
-    from kontti.wire.typeurl import PROCESS_URL
-
-    if not isinstance(io, Streams):
-        raise TypeError(io)
-    id, exec_id = ids
-    request = ExecProcessRequest(
-        container_id=id,
-        exec_id=exec_id,
-        stdin=io.stdin,
-        stdout=io.stdout,
-        stderr=io.stderr,
-        terminal=io.terminal,
-        spec=Any(type_url=PROCESS_URL, value=spec),
-    )
-    client.unary(TASKS + "Exec", request, Empty)
-    deleted = DeleteProcessRequest(container_id=id, exec_id=exec_id)
-    try:
-        attach_calls(client, io, id, exec_id)
-        client.unary(TASKS + "Start", StartRequest(container_id=id, exec_id=exec_id), StartResponse)
-        if detach:
-            return 0
-        io.start()
-        wait = WaitRequest(container_id=id, exec_id=exec_id)
-        ended = client.unary(TASKS + "Wait", wait, WaitResponse, timeout=FOREVER)
-        io.finish()
-    finally:
-        if not detach:
-            delete_quietly(client, deleted)
-    return ended.exit_status
-
-
-def delete_quietly(client: Client, request: DeleteProcessRequest) -> None:
-    """Delete an exec; one that is gone is no error."""
-    try:
-        client.unary(TASKS + "DeleteProcess", request, DeleteResponse)
-    except NotFound:
-        return
-
-
-def attach_calls(client: Client, io: object, id: str, exec_id: str) -> None:
-    """Have the end of our stdin, our signals and our terminal's size reach the process."""
-    if not isinstance(io, Fifos):
-        return
-
-    def quietly(method: str, request: CloseIORequest | KillRequest | ResizePtyRequest) -> None:
-        try:
-            client.unary(TASKS + method, request, Empty)
-        except Error:
-            return  # it has ended meanwhile
-
-    io.close_stdin = lambda: quietly(
-        "CloseIO", CloseIORequest(container_id=id, exec_id=exec_id, stdin=True)
-    )
-    io.forward = lambda number: quietly(
-        "Kill", KillRequest(container_id=id, exec_id=exec_id, signal=number)
-    )
-    io.resize = lambda width, height: quietly(
-        "ResizePty", ResizePtyRequest(container_id=id, exec_id=exec_id, width=width, height=height)
-    )
-
-
-def process_spec(record: Container, call: Call, tty: bool) -> bytes:
-    """The container's own process with what the flags change, as JSON."""
-    spec = json.loads(record.spec.value) if record.spec else {}
-    process = dict(spec.get("process") or {})
-    process["terminal"] = tty
-    process["args"] = call.args[1:]
-    if call.str("cwd"):
-        process["cwd"] = call.str("cwd")
-    if call.str("user"):
-        process["user"] = user_of(record, call)
-    return json.dumps(process).encode()
-
-
-def user_of(record: Container, call: Call) -> dict[str, object]:
-    """The user by number, or by name in the container's own passwd."""
-    from kontti.cmd.ctr.specs import user_in_snapshot
-
-    with connect(call) as client:
-        found = user_in_snapshot(client, record.snapshotter, record.snapshot_key, call.str("user"))
-    # the group itself is one of the process's groups, as the original has it
-    return {"additionalGids": [found["gid"]], **found}
-
-
 def kill(call: Call) -> None:
     """Send a signal: the one asked for, or the image's stop signal."""
-    from kontti.linux.process import signal_number
-
     id = call.arg(0, "container id must be provided")
     with connect(call) as client:
         record = container(client, id)
@@ -224,11 +74,21 @@ def kill(call: Call) -> None:
         request = KillRequest(
             container_id=id,
             exec_id=call.str("exec-id"),
-            signal=signal_number(text),
+            signal=signal_of(text),
             all=call.bool("all"),
         )
         task(client, id)
         client.unary(TASKS + "Kill", request, Empty)
+
+
+def signal_of(text: str) -> int:
+    """A signal's number by its name or number; raises UsageError."""
+    from kontti.linux.process import signal_number
+
+    try:
+        return signal_number(text)
+    except ValueError:
+        raise UsageError(f'unknown signal "{text}"') from None
 
 
 def pause(call: Call) -> None:
@@ -342,8 +202,6 @@ def kill_and_wait(client: Client, id: str) -> None:
 
 def attach(call: Call) -> int:
     """Take over the streams of a task that another client started with FIFOs."""
-    from kontti.cmd.ctr.running import attach_existing
-
     id = call.arg(0, "container id must be provided")
     with connect(call) as client:
         return attach_existing(client, task(client, id))
@@ -356,23 +214,6 @@ _START = (
     Flag("fifo-dir"),
     Flag("pid-file"),
     Flag("detach,d", BOOL),
-)
-_EXEC = (
-    Flag("cwd"),
-    Flag("tty,t", BOOL),
-    Flag("detach,d", BOOL),
-    Flag("exec-id", required=True),
-    Flag("fifo-dir"),
-    Flag("log-uri"),
-    Flag("user"),
-)
-EXEC = Command(
-    "exec",
-    exec_,
-    "execute additional processes in an existing container",
-    args="[flags] CONTAINER CMD [ARG...]",
-    flags=_EXEC,
-    passthrough=True,
 )
 COMMANDS = (
     Command("attach", attach, "attach to the IO of a running container", args="CONTAINER"),
