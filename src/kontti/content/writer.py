@@ -35,6 +35,7 @@ class LocalWriter:
         self._status = status
         self._released = released
         self._algorithm = Digest.parse(status.expected).algorithm if status.expected else "sha256"
+        self._early = 0
         self._fd = os.open(ingest.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._rehash(status.offset)

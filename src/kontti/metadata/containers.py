@@ -14,6 +14,7 @@ from kontti.filters import Adaptor, parse_all
 from kontti.metadata.backing import Backing, ensure_namespace, now
 from kontti.metadata.base import Container
 from kontti.metadata.database import clean, dump, load
+from kontti.metadata.gc import lets_go
 from kontti.namespaces import Scope
 from kontti.values import AnyValue, check_identifier, check_labels, merge_labels
 from kontti.wire.messages.events.container import (
@@ -112,7 +113,8 @@ class ContainerStore:
             snapshot_key=updated.snapshot_key,
         )
         self._backing.publisher.publish(self._namespace, "/containers/update", event)
-        self._backing.mutated(True)
+        moved = updated.snapshot_key != old.snapshot_key
+        self._backing.mutated(moved or lets_go(old.labels, updated.labels))
         return updated
 
     def delete(self, id: str) -> None:

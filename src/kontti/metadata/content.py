@@ -29,6 +29,7 @@ from kontti.metadata.backing import (
     refuse_other_paths,
 )
 from kontti.metadata.database import dump, load
+from kontti.metadata.gc import lets_go
 from kontti.metadata.leases import CONTENT, INGESTS
 from kontti.metadata.sweep import abort_ingest, remove_blobs
 from kontti.namespaces import Scope
@@ -80,7 +81,7 @@ class NamespacedContent:
                 "UPDATE blobs SET labels = ?, updated_at = ? WHERE namespace = ? AND digest = ?",
                 (dump(merged), stamp, self._namespace, info.digest),
             )
-        self._backing.mutated(True)
+        self._backing.mutated(lets_go(old.labels, merged))
         return replace(old, labels=merged, updated_at=stamp)
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
@@ -236,7 +237,8 @@ class NamespacedContent:
     def _record_ingest(self, ref: str, expected: str) -> tuple[str, bool]:
         """The ingest's ref in the backend, and whether it is a new one."""
         backend = self._backing.names.make(self._namespace, ref)
-        expires = now() + INGEST_SECONDS * 10**9
+        # one with a lease lives as long as that
+        expires = 0 if self._scope.lease else now() + INGEST_SECONDS * 10**9
         # lost in a crash, it is begun again
         with self._database.write(durable=False) as connection:
             ensure_namespace(connection, self._namespace)
@@ -248,7 +250,7 @@ class NamespacedContent:
             if made.rowcount:
                 return backend, True
             (old,) = connection.execute(
-                "UPDATE ingests SET expires_at = ?, expected = ? "
+                "UPDATE ingests SET expires_at = MAX(expires_at, ?), expected = ? "
                 "WHERE namespace = ? AND ref = ? RETURNING backend",
                 (expires, expected, self._namespace, ref),
             ).fetchall()

@@ -13,6 +13,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 PREFIX = "containerd.io/gc."
+
+
+def lets_go(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Whether what ``old`` labels kept may be kept no longer by ``new`` ones."""
+    return any(key.startswith(PREFIX) and new.get(key) != old[key] for key in old)
+
+
 ROOT, EXPIRE, FLAT = PREFIX + "root", PREFIX + "expire", PREFIX + "flat"
 REF_CONTENT, REF_SNAPSHOT, REF_IMAGE = (
     PREFIX + "ref.content",

@@ -12,6 +12,7 @@ from kontti.filters import Adaptor, parse_all
 from kontti.metadata.backing import Backing, ensure_namespace, now
 from kontti.metadata.base import Image
 from kontti.metadata.database import clean, dump, load
+from kontti.metadata.gc import lets_go
 from kontti.namespaces import Scope
 from kontti.values import (
     Descriptor,
@@ -102,7 +103,8 @@ class ImageStore:
                 ),
             )
         self._publish("update", ImageUpdate(name=image.name, labels=updated.labels))
-        self._backing.mutated(True)
+        moved = updated.target.digest != old.target.digest
+        self._backing.mutated(moved or lets_go(old.labels, updated.labels))
         return updated
 
     def delete(self, name: str, target: Descriptor | None = None) -> None:

@@ -19,6 +19,7 @@ from kontti.metadata.backing import (
     refuse_other_paths,
 )
 from kontti.metadata.database import dump, load
+from kontti.metadata.gc import lets_go
 from kontti.metadata.leases import SNAPSHOTS
 from kontti.metadata.sweep import attempt, remove_snapshot
 from kontti.namespaces import Scope
@@ -70,14 +71,15 @@ class NamespacedSnapshotter:
         refuse_other_paths(paths, f'snapshot "{info.name}"')
         with self._database.write() as connection:
             row = self._row(connection, info.name)
-            merged = merge_labels(load(row[3]), info.labels, paths)
+            labels = load(row[3])
+            merged = merge_labels(labels, info.labels, paths)
             stamp = now()
             connection.execute(
                 f"UPDATE snapshots SET labels = ?, updated_at = ? WHERE {_WHERE}",
                 (dump(merged), stamp, self._namespace, self._name, info.name),
             )
         self._update_backend(row, merged)
-        self._backing.mutated(True)
+        self._backing.mutated(lets_go(labels, merged))
         return self._info((*row[:3], dump(merged), row[4], stamp))
 
     def _update_backend(self, row: Row, labels: Mapping[str, str]) -> None:
