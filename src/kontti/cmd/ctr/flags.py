@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kontti.cmd.ctr.grammar import BOOL, FLOAT, INT, LIST, UINT, Flag
-from kontti.cmd.ctr.snapshots import SNAPSHOTTER
+from kontti.cmd.ctr.session import SNAPSHOTTER
 
 DEFAULT_RUNTIME = "io.containerd.runc.v2"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from kontti.cmd.ctr.content import registry_flags
 from kontti.cmd.ctr.grammar import BOOL, INT, LIST, Call, Command, Flag, UsageError
 from kontti.cmd.ctr.output import binary_size, error, labels_text, warn, write_table
-from kontti.cmd.ctr.session import IMAGES, connect, key_values
-from kontti.cmd.ctr.snapshots import SNAPSHOTTER
+from kontti.cmd.ctr.session import IMAGES, SNAPSHOTTER, connect, key_values
 from kontti.errors import AlreadyExists, Error, NotFound
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.images.v1.images import (

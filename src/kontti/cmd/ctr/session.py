@@ -1,8 +1,9 @@
-"""The connection a command uses, from its global flags; and the names of the services."""
+"""What commands share: the connection, the names of the services, the snapshotter's flag."""
 
 from __future__ import annotations
 
 from kontti.client.client import Client
+from kontti.cmd.ctr.grammar import STRING, Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ TASKS = "containerd.services.tasks.v1.Tasks/"
 VERSION = "containerd.services.version.v1.Version/"
 
 CONNECT_SECONDS = 10.0
+DEFAULT_SNAPSHOTTER = "overlayfs"
+SNAPSHOTTER = Flag("snapshotter", STRING, "snapshotter name", env="CONTAINERD_SNAPSHOTTER")
 
 
 def connect(call: Call) -> Client:

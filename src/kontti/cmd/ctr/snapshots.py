@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from kontti.cmd.ctr.grammar import BOOL, LIST, STRING, Call, Command, Flag, UsageError
 from kontti.cmd.ctr.output import binary_size, print_json, rfc3339, write_table
-from kontti.cmd.ctr.session import DIFF, SNAPSHOTS, connect, key_values
+from kontti.cmd.ctr.session import (
+    DEFAULT_SNAPSHOTTER,
+    DIFF,
+    SNAPSHOTS,
+    SNAPSHOTTER,
+    connect,
+    key_values,
+)
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.diff.v1.diff import DiffRequest, DiffResponse
 from kontti.wire.messages.services.snapshots.v1.snapshots import (
@@ -35,8 +42,6 @@ if TYPE_CHECKING:
     from kontti.wire.messages.google import Timestamp
     from kontti.wire.messages.types.mount import Mount
 
-SNAPSHOTTER = Flag("snapshotter", STRING, "snapshotter name", env="CONTAINERD_SNAPSHOTTER")
-DEFAULT_SNAPSHOTTER = "overlayfs"
 KINDS = ("Unknown", "View", "Active", "Committed")
 UNPACK_LABEL = "containerd.io/gc.root"
 FLAGS = (SNAPSHOTTER,)

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from kontti.client.stores import RemoteStores
 from kontti.cmd.ctr.grammar import Call
 from kontti.cmd.ctr.registries import Lines, selection, session
-from kontti.cmd.ctr.session import key_values, namespace_of
-from kontti.cmd.ctr.snapshots import DEFAULT_SNAPSHOTTER
+from kontti.cmd.ctr.session import DEFAULT_SNAPSHOTTER, key_values, namespace_of
 from kontti.namespaces import Scope
 from kontti.registry.resolver import Resolver
 from kontti.transfer.base import PullOptions, Unpacking
