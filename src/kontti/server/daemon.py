@@ -23,11 +23,12 @@ from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
 from kontti.runtime.warm import GroupWarmer
 from kontti.server.listen import GrpcListener, prepare_socket
-from kontti.server.plugins import Plugin, check_required, plugin_rows
+from kontti.server.plugins import RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_handlers
 from kontti.tasks.manager import TaskManager
+from kontti.tasks.restart import Monitor
 
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
@@ -55,6 +56,7 @@ class DaemonSettings:
     max_send: int = 16 << 20
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
+    restart_seconds: float = 10.0
 
 
 async def serve(settings: DaemonSettings) -> None:
@@ -99,6 +101,9 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         stack.push_async_callback(ttrpc.stop)
         # events of running shims are heard before the first of them is asked anything
         await tasks.load()
+        if f"{RESTART}.restart" not in settings.disabled_plugins:
+            monitor = Monitor(stores.metadata, tasks, stores.exchange, settings.restart_seconds)
+            stack.push_async_callback(monitor.close)
         backends = make_backends(settings, stores, tasks)
         grpc = GrpcListener(
             all_handlers(backends, Bridge(executor)),

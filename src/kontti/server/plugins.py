@@ -20,6 +20,7 @@ LEASE = "io.containerd.lease.v1"
 RUNTIME = "io.containerd.runtime.v2"
 SHIM = "io.containerd.shim.v1"
 SERVICE = "io.containerd.service.v1"
+RESTART = "io.containerd.monitor.container.v1"
 GRPC = "io.containerd.grpc.v1"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
@@ -57,6 +58,7 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(DIFFER, "walking", (METADATA,), host=True),
     Plugin(SHIM, "manager", (EVENT, METADATA)),
     Plugin(RUNTIME, "task", (SHIM,), host=True),
+    Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),
     Plugin(SERVICE, "diff-service", (DIFFER,)),

@@ -27,6 +27,7 @@ def settings_of(config: Config) -> DaemonSettings:
         max_send=grpc.max_send_message_size,
         disabled_plugins=config.disabled_plugins,
         required_plugins=config.required_plugins,
+        restart_seconds=config.plugin(sections.Restart).interval.seconds,
     )
 
 
