@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -307,3 +308,13 @@ def test_the_probe_says_what_is_wrong_with_a_runtime(tmp_path: Path) -> None:
     broken.chmod(0o755)
     assert probe.attempt(str(broken), False) == "no such syscall"
     assert "Permission denied" in probe.attempt("/etc/passwd", False)
+
+
+def test_the_probe_is_not_held_up_by_systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        assert probe.probe().binary != ""

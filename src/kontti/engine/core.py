@@ -9,6 +9,7 @@ import threading
 from collections.abc import Coroutine
 from typing import TypeVar
 
+from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
 from kontti.errors import DeadlineExceeded
 from kontti.runtime import events as shim_events
@@ -32,6 +33,8 @@ class Core:
         with contextlib.ExitStack() as stack:
             self.stores = Stores(StoreSettings(root=root, owner=owner))
             stack.callback(self.stores.close)
+            # two owners of one state would bury each other's tasks
+            stack.enter_context(RootLock(state, owner))
             self._loop = asyncio.new_event_loop()
             stack.callback(self._loop.close)
             thread = threading.Thread(target=self._loop.run_forever, name="tasks", daemon=True)

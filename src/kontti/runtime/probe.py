@@ -116,9 +116,7 @@ def attempt(binary: str, hide: bool) -> str:
             script = f"umount {_UNIFIED} && {script}"
         wrap = ["/usr/bin/unshare", "-m", "/bin/sh", "-c", script, rootfs]
         try:
-            done = process.run(
-                [*wrap, *head, "run", "--bundle", folder, id], timeout=SECONDS, limit=4096
-            )
+            done = _run([*wrap, *head, "run", "--bundle", folder, id])
         except (OSError, TimeoutError) as error:
             return str(error)
         finally:
@@ -128,9 +126,15 @@ def attempt(binary: str, hide: bool) -> str:
 
 def _clean(argv: list[str]) -> None:
     try:
-        process.run(argv, timeout=SECONDS, limit=4096)
+        _run(argv)
     except (OSError, TimeoutError) as error:
         log.warning("runtime probe could not be cleaned up: %s", error)
+
+
+def _run(argv: list[str]) -> process.Completed:
+    # not NOTIFY_SOCKET: a runtime would wait for its container to notify systemd
+    env = {"PATH": os.environ.get("PATH", os.defpath)}
+    return process.run(argv, timeout=SECONDS, env=env, limit=4096)
 
 
 def _spec(id: str) -> dict[str, object]:
