@@ -1,4 +1,4 @@
-"""``make demo``: makes an image from Debian's packages and runs containers from it, with no daemon."""
+"""``make demo``: an image from Debian's packages, and containers from it, with no daemon."""
 
 from __future__ import annotations
 
