@@ -27,14 +27,15 @@ class NamespaceStore:
         self._database = backing.database
 
     def get(self, name: str) -> Namespace:
-        """Raises NotFound."""
+        """One that nobody used yet has no labels: clients ask before they use it."""
+        return self._find(name) or Namespace(name)
+
+    def _find(self, name: str) -> Namespace | None:
         with self._database.read() as connection:
             row = connection.execute(
                 "SELECT labels FROM namespaces WHERE name = ?", (name,)
             ).fetchone()
-        if row is None:
-            raise NotFound(f'namespace "{name}"')
-        return Namespace(name, load(row[0]))
+        return Namespace(name, load(row[0])) if row else None
 
     def list(self) -> Sequence[Namespace]:
         """All, by name."""
@@ -74,7 +75,8 @@ class NamespaceStore:
     def delete(self, name: str) -> None:
         """Raises NotFound, and FailedPrecondition where it still holds more than leases."""
         with self._database.write() as connection:
-            self.get(name)
+            if self._find(name) is None:
+                raise NotFound(f'namespace "{name}"')
             held = _held(connection, name)
             if held:
                 raise FailedPrecondition(
