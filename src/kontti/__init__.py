@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# typing itself is a good part of a quick command's start
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kontti.engine.engine import Engine as Engine
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kontti.errors import AlreadyExists, Error
+from kontti.errors import AlreadyExists, Error, ResourceExhausted
 from kontti.linux import fs, libc, mounts
 from kontti.values import check_identifier
 
@@ -222,4 +222,6 @@ def _os_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Error(f"{what}: {error}") from error
+        cls = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Error
+        path = f"{error.filename}: " if error.filename else ""
+        raise cls(f"{what}: {path}{(error.strerror or str(error)).lower()}") from error

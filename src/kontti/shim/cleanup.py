@@ -70,7 +70,8 @@ def is_of(pid: int, bundle: str, id: str) -> bool:
     try:
         with open(os.path.join(bundle, "cgroups")) as file:
             noted = set(file.read().splitlines())
-        return bool(noted & set(cgroups.paths_of(pid).values()))
+        # all of them: processes that have nothing to do with each other share a top group
+        return bool(noted) and noted <= set(cgroups.paths_of(pid).values())
     except OSError:
         return False
 

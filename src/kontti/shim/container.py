@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
-from kontti.errors import AlreadyExists, Error, InvalidArgument, NotFound
+from kontti.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from kontti.linux import cgroups, mounts
 from kontti.shim.oci_runtime import OciRuntime, find
-from kontti.shim.process import DELETE, STOPPED, Process
+from kontti.shim.oom import OomWatch
+from kontti.shim.process import DELETE, PAUSED, STOPPED, Process
 from kontti.shim.stdio import Names, Stdio
 from kontti.wire.messages.types.runc.options.oci import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kontti.shim.loop import Loop
     from kontti.wire.messages.runtime.task.v2.shim import (
         CreateTaskRequest,
@@ -50,25 +54,36 @@ class Container:
         self.execs: dict[str, Process] = {}
         self.groups: dict[str, str] = {}
         self.mounted = False
+        self._oom: OomWatch | None = None
         self._deleting = 0
         self._deleted = False
         self._rootfs = os.path.join(self.bundle, "rootfs")
 
     def create(self, request: CreateTaskRequest) -> None:
         """Mount the root file system and have the runtime create; a failure leaves nothing."""
+        if self.runtime.knows(self.id):
+            raise AlreadyExists(f"container {self.id} of another shim")
         try:
-            if request.rootfs:
-                os.makedirs(self._rootfs, mode=0o711, exist_ok=True)
-                mounts.mount_all(request.rootfs, self._rootfs)
-                self.mounted = True
+            self._mount(request)
             self.init.stdio.open((self.id, self.host.namespace))
             self._create(request)
         except OSError as error:
             self._undo()
-            raise Error(f"failed to mount rootfs: {error}") from None
+            raise Error(f"failed to create container: {error}") from None
         except Error:
             self._undo()
             raise
+
+    def _mount(self, request: CreateTaskRequest) -> None:
+        if not request.rootfs:
+            return
+        try:
+            if not os.path.isdir(self._rootfs):
+                os.mkdir(self._rootfs, 0o711)
+            mounts.mount_all(request.rootfs, self._rootfs)
+        except OSError as error:
+            raise Error(f"failed to mount rootfs: {error}") from None
+        self.mounted = True
 
     def _create(self, request: CreateTaskRequest) -> None:
         pid_file = os.path.join(self.bundle, "init.pid")
@@ -82,6 +97,9 @@ class Container:
             args.append("--no-new-keyring")
         if request.checkpoint:
             raise InvalidArgument("restore from a checkpoint needs CRIU, which this shim has not")
+        # for whoever cleans up after a shim that died
+        with open(os.path.join(self.bundle, "options.pb"), "wb") as options:
+            options.write(self.options.encode())
         self.runtime.forget_log()
         try:
             self.runtime.run(
@@ -92,11 +110,8 @@ class Container:
         self.init.pid = _read_pid(pid_file)
         stdio.started()
         self.groups = _groups(self.init.pid)
-        # for whoever cleans up after a shim that died
         with open(os.path.join(self.bundle, "cgroups"), "w") as file:
             file.write("\n".join(sorted(set(self.groups.values()))))
-        with open(os.path.join(self.bundle, "options.pb"), "wb") as options:
-            options.write(self.options.encode())
 
     def _undo(self) -> None:
         """Take back what a failed create made."""
@@ -106,6 +121,16 @@ class Container:
         except Error:
             pass  # most often it was never created
         self.unmount()
+
+    def watch_oom(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` when it runs out of memory, until it ends."""
+        self._oom = OomWatch(self.host.loop, self.groups, tell)
+
+    def forget_oom(self) -> None:
+        """It has ended: tell what is not told yet, and watch no more."""
+        if self._oom is not None:
+            self._oom.finish()
+            self._oom = None
 
     def unmount(self) -> None:
         """Undo the root file system's mounts."""
@@ -131,8 +156,17 @@ class Container:
         except KeyError:
             raise NotFound(f"exec {exec_id} does not exist") from None
 
+    def check_exec(self) -> None:
+        """Raises FailedPrecondition where no process can be added now."""
+        if self.init.status in (STOPPED, PAUSED):
+            # a runtime's process that joins a frozen group freezes
+            state = "stopped" if self.init.status == STOPPED else "paused"
+            raise FailedPrecondition(f"cannot exec in a {state} container")
+
     def add_exec(self, request: ExecProcessRequest) -> None:
         """Note a process to be started; raises AlreadyExists, InvalidArgument."""
+        if "/" in request.exec_id or "\0" in request.exec_id:
+            raise InvalidArgument(f"exec id {request.exec_id!r:.80}")
         if request.exec_id in self.execs:
             raise AlreadyExists(f"id {request.exec_id}")
         if request.spec is None:
@@ -144,6 +178,7 @@ class Container:
     def start_exec(self, process: Process) -> None:
         """Have the runtime start an exec'd process; raises Error with the runtime's complaint."""
         process.check("start")
+        self.check_exec()
         stem = os.path.join(self.bundle, f"exec-{process.exec_id}")
         spec_file, pid_file = f"{stem}.json", f"{stem}.pid"
         try:
@@ -153,8 +188,11 @@ class Container:
             self._exec(process, spec_file, pid_file)
             process.pid = _read_pid(pid_file)
             process.stdio.started()
+        except OSError as error:
+            _undo_exec(process)
+            raise Error(f"failed to start exec: {error}") from None
         except Error:
-            process.stdio.close()
+            _undo_exec(process)
             raise
         finally:
             for path in (spec_file, pid_file):
@@ -198,9 +236,9 @@ class Container:
         if self._deleting:
             self.runtime.finish(self._deleting, "delete")
         elif not self._deleted:
-            # a container that was only created has a process that must be ended
-            force = () if self.init.status == STOPPED else ("--force",)
-            self.runtime.run("delete", *force, self.id)
+            self.runtime.run("delete", self.id)
+        if self._oom is not None:
+            self._oom.close()
         self.init.stdio.close()
         self.unmount()
         self.init.go(DELETE)
@@ -263,6 +301,17 @@ def _groups(pid: int) -> dict[str, str]:
         return cgroups.paths_of(pid)
     except OSError:
         return {}
+
+
+def _undo_exec(process: Process) -> None:
+    """Close its streams, and end it, if the runtime has started it all the same."""
+    process.stdio.close()
+    pid, process.pid = process.pid, 0
+    if pid:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
 
 
 def _unlink(path: str) -> None:

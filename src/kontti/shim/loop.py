@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import time
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class Loop:
                 timeout = max(0.0, self._timers[0][0] - time.monotonic())
             for key, _ in self._selector.select(timeout):
                 # an earlier callback of this round may have closed it
-                if key.fd in self._selector.get_map():
-                    key.data()
+                if key.fd in self._selector.get_map() and not attempt(key.data):
+                    self.forget(key.fd)
             while self._timers and self._timers[0][0] <= time.monotonic():
-                self._timers.pop(0)[1]()
+                attempt(self._timers.pop(0)[1])
 
     def stop(self) -> None:
         """Leave ``run`` after this round."""
@@ -81,4 +82,22 @@ class Loop:
                 return
             if pid == 0:
                 return
-            self._on_exit(pid, status)
+            attempt(partial(self._on_exit, pid, status))
+
+
+def attempt(callback: Callable[[], None]) -> bool:
+    """Call; whether it went well. One that fails must not end the keeper of containers."""
+    try:
+        callback()
+    except Exception as error:  # noqa: BLE001 the containers go on, and so do those who wait
+        complain(f"{type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def complain(message: str) -> None:
+    """Write a line to the log that stderr is; a reader that is gone is no concern of ours."""
+    try:
+        os.write(2, f"kontti-shim: {message}\n".encode())
+    except OSError:
+        return

@@ -25,6 +25,7 @@ class OciRuntime:
         self.binary = binary
         self.name = os.path.basename(binary)
         self._log = log
+        self._root = root
         self._head = [binary, "--root", root, "--log", log, "--log-format", "json"]
         if systemd:
             self._head.append("--systemd-cgroup")
@@ -90,6 +91,10 @@ class OciRuntime:
             if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
                 return str(entry.get("msg", "")).strip()
         return f"exit code {code}"
+
+    def knows(self, id: str) -> bool:
+        """Whether it has a container ``id``."""
+        return os.path.exists(os.path.join(self._root, id))
 
     def forget_log(self) -> None:
         """Start a new log, so that an old error is not taken for a new one's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from kontti.errors import FailedPrecondition
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 # containerd.v1.types.Status
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 DELETED = 0
+UNKNOWN = 255
+"""The exit status of what never ran."""
 _NAMES = {
     CREATED: "created",
     RUNNING: "running",
@@ -63,6 +64,11 @@ class Process:
         self.check(operation)
         self.status = TRANSITIONS[self.status, operation]
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, told or not: its pid may be another's."""
+        return self.exited_at is not None
+
     def wait(self, ended: Callable[[], None]) -> None:
         """Call ``ended`` when it has ended, now if it has."""
         if self.status == STOPPED:
@@ -70,9 +76,8 @@ class Process:
         else:
             self._waiting.append(ended)
 
-    def exited(self, wait_status: int) -> None:
-        """Note how it ended; those who wait are told by ``tell``."""
-        code = os.waitstatus_to_exitcode(wait_status)
+    def exited(self, code: int) -> None:
+        """Note how it ended (a negative code is a signal); those who wait are told by ``tell``."""
         self.exit_status = code if code >= 0 else 128 - code
         now = time.time_ns()
         self.exited_at = Timestamp(seconds=now // 10**9, nanos=now % 10**9)
@@ -80,6 +85,14 @@ class Process:
     def tell(self) -> None:
         """It is over: answer everybody who waits."""
         self.go(EXIT)
+        self._answer()
+
+    def abandon(self) -> None:
+        """It is deleted and never ran: answer everybody who waits."""
+        self.exited(UNKNOWN)
+        self._answer()
+
+    def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
         for ended in waiting:
             ended()

@@ -6,7 +6,15 @@ import os
 import signal
 import time
 
-from kontti.errors import AlreadyExists, Error, FailedPrecondition, NotFound, Unimplemented
+from kontti.errors import (
+    AlreadyExists,
+    Error,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
+from kontti.linux.process import wait as wait_for
 from kontti.shim import stats
 from kontti.shim.container import Container
 from kontti.shim.process import CREATED, PAUSE, PAUSED, RESUME, STOPPED
@@ -25,6 +33,9 @@ if TYPE_CHECKING:
     from kontti.shim.publisher import Publisher
     from kontti.shim.server import Answer
     from kontti.wire.protobuf import Message
+
+
+DIE_SECONDS = 5.0
 
 
 class TaskService:
@@ -75,6 +86,7 @@ class TaskService:
             raise AlreadyExists(f"container {request.id}")
         container = Container(self._host, request)
         container.create(request)
+        container.watch_oom(lambda: self._out_of_memory(container))
         self.containers[request.id] = container
         io = events.TaskIO(
             stdin=request.stdin,
@@ -130,8 +142,13 @@ class TaskService:
         container = self._container(request.id)
         process = container.process(request.exec_id)
         if request.exec_id:
+            never = process.status == CREATED
             container.delete_exec(process)
+            if never:
+                process.abandon()
         else:
+            if process.status == CREATED:
+                self._end_created(container)
             container.delete()
             del self.containers[request.id]
             event = events.TaskDelete(
@@ -144,6 +161,18 @@ class TaskService:
         return api.DeleteResponse(
             pid=process.pid, exit_status=process.exit_status, exited_at=process.exited_at
         )
+
+    def _end_created(self, container: Container) -> None:
+        """End the process of a container that was never started: it still waits to be."""
+        self._signal(container.init.pid, signal.SIGKILL, single=False)
+        try:
+            code = wait_for(container.init.pid, DIE_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable(str(error)) from None
+        except ChildProcessError:
+            code = -signal.SIGKILL  # it was killed, and another's child
+        container.init.exited(code)
+        self._tell(container, container.init)
 
     def pids(self, request: api.PidsRequest, _answer: Answer) -> Message:
         container = self._container(request.id)
@@ -184,7 +213,7 @@ class TaskService:
     def kill(self, request: api.KillRequest, _answer: Answer) -> Message:
         container = self._container(request.id)
         process = container.process(request.exec_id)
-        if process.status == STOPPED:
+        if process.ended:
             raise NotFound("process already finished")
         if request.exec_id and process.status == CREATED:
             raise FailedPrecondition("process not created")
@@ -208,8 +237,7 @@ class TaskService:
 
     def exec(self, request: api.ExecProcessRequest, _answer: Answer) -> Message:
         container = self._container(request.id)
-        if container.init.status == STOPPED:
-            raise FailedPrecondition("cannot exec in a stopped container")
+        container.check_exec()
         container.add_exec(request)
         event = events.TaskExecAdded(container_id=request.id, exec_id=request.exec_id)
         self._publisher.publish("/tasks/exec-added", event)
@@ -271,27 +299,25 @@ class TaskService:
             if container.reaped(pid, status):
                 return
             for process in (container.init, *container.execs.values()):
-                if process.pid == pid and process.status not in (STOPPED, CREATED):
-                    self._exited(container, process, status)
-                    return
-                if process is container.init and process.pid == pid and process.status == CREATED:
-                    self._exited(container, process, status)
+                if process.pid == pid and not process.ended:
+                    self._exited(container, process, os.waitstatus_to_exitcode(status))
                     return
 
-    def _exited(self, container: Container, process: Process, status: int) -> None:
+    def _exited(self, container: Container, process: Process, code: int) -> None:
         if process is container.init and not container.owns_pid_namespace():
             for pid in container.pids():
                 self._signal(pid, signal.SIGKILL, single=False)
-        killed = stats.oom_kills(container.groups) if container.groups else 0
-        if process is container.init and killed:
-            self._publisher.publish("/tasks/oom", events.TaskOOM(container_id=container.id))
         if process is container.init:
+            container.forget_oom()
             container.begin_delete()
-        process.exited(status)
+        process.exited(code)
         process.stdio.drain(lambda: self._tell(container, process))
 
+    def _out_of_memory(self, container: Container) -> None:
+        self._publisher.publish("/tasks/oom", events.TaskOOM(container_id=container.id))
+
     def _tell(self, container: Container, process: Process) -> None:
-        process.stdio.close()
+        process.stdio.ended()
         event = events.TaskExit(
             container_id=container.id,
             id=process.exec_id or container.id,

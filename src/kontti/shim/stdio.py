@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
+import signal
 import socket
 import stat
 import struct
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 CHUNK = 64 << 10
 CONSOLE_SECONDS = 10.0
 LOGGER_SECONDS = 10.0
+DRAIN_SECONDS, DRAIN_ROUNDS = 1.0, 10
 _FIFO_FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -56,6 +59,7 @@ class Pump:
         self._source = source
         self._target = target
         self._buffer = b""
+        self.copied = 0
         self._on_end = on_end
         os.set_blocking(source, False)
         os.set_blocking(target, False)
@@ -82,6 +86,7 @@ class Pump:
         except OSError:
             self.close()
             return
+        self.copied += done
         self._buffer = self._buffer[done:]
         if self._buffer:
             self._loop.forget(self._source)
@@ -117,6 +122,7 @@ class Stdio:
         self._output_pump: Pump | None = None
         self._console: socket.socket | None = None
         self._master = -1
+        self._folder = -1
         self.console_path = ""
         self._when_drained: Callable[[], None] | None = None
 
@@ -185,30 +191,34 @@ class Stdio:
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        self.stdout, self.stderr = self._keep(out_write), self._keep(err_write)
+        theirs = _apart([(out_read, 3), (err_read, 4), (ready_write, 5)])
         try:
-            process.spawn(
+            pid = process.spawn(
                 argv,
                 env={**os.environ, "CONTAINER_ID": ids[0], "CONTAINER_NAMESPACE": ids[1]},
-                files=_apart([(out_read, 3), (err_read, 4), (ready_write, 5)]),
+                files=theirs,
                 setsid=True,
             )
+            while theirs:
+                # it is ready when the last of the pipe's writing ends is closed
+                os.close(theirs.pop()[0])
+            if not select.select([ready_read], [], [], LOGGER_SECONDS)[0]:
+                os.kill(pid, signal.SIGKILL)
+                raise Unavailable(f"logger {argv[0]} was not ready in {LOGGER_SECONDS:.0f} s")
         finally:
-            for fd in (out_read, err_read, ready_write):
+            for fd in (ready_read, *(fd for fd, _ in theirs)):
                 os.close(fd)
-        self.stdout, self.stderr = self._keep(out_write), self._keep(err_write)
-        _await_readable(ready_read, LOGGER_SECONDS, f"logger {argv[0]}")
-        os.close(ready_read)
 
     def _open_console(self) -> None:
-        self.console_path = os.path.join(self._bundle, f"pty-{os.urandom(4).hex()}.sock")
-        self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        # names of sockets are short: bind it by a path through a descriptor of its directory
-        folder = os.open(self._bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._console.bind(f"/proc/self/fd/{folder}/{os.path.basename(self.console_path)}")
-        finally:
-            os.close(folder)
-        self._console.listen(1)
+        console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        # names of sockets are short: ours and the runtime's go through a descriptor of the bundle
+        self._folder = os.open(self._bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        name = f"pty-{os.urandom(4).hex()}.sock"
+        self.console_path = f"/proc/{os.getpid()}/fd/{self._folder}/{name}"
+        console.bind(self.console_path)
+        console.listen(1)
+        self._console = console
 
     def started(self) -> None:
         """The runtime has the streams: take the terminal, drop what is not ours to keep."""
@@ -219,8 +229,14 @@ class Stdio:
             os.close(self.stdin)
             self.stdin = None
 
+    def _drop_console(self, console: socket.socket) -> None:
+        console.close()
+        os.unlink(self.console_path)
+        os.close(self._folder)
+        self._folder = -1
+
     def _take_console(self) -> None:
-        console, self._console = self._console, None
+        console = self._console
         if console is None:
             return
         try:
@@ -231,8 +247,7 @@ class Stdio:
         except TimeoutError:
             raise Unavailable("the runtime sent no terminal") from None
         finally:
-            console.close()
-            os.unlink(self.console_path)
+            self._forget_console()
         if not fds:
             raise Error("the runtime sent no terminal")
         self._master = fds[0]
@@ -246,6 +261,18 @@ class Stdio:
         if self.names.stdin:
             source = os.open(self.names.stdin, _FIFO_FLAGS)
             self._stdin_pump = _StdinPump(self._loop, source, os.dup(self._master))
+
+    def _forget_console(self) -> None:
+        console, self._console = self._console, None
+        if console is not None:
+            console.close()
+            try:
+                os.unlink(self.console_path)
+            except FileNotFoundError:
+                pass  # the bundle is gone, or it was never bound
+        folder, self._folder = self._folder, -1
+        if folder >= 0:
+            os.close(folder)
 
     def _raw_output(self) -> None:
         """Newlines leave as they are: the client's own terminal turns them."""
@@ -265,8 +292,23 @@ class Stdio:
             done()
             return
         self._when_drained = done
-        # a child may hold the terminal open for ever
-        self._loop.later(1.0, self._drained)
+        self._await_drained(self._output_pump.copied, DRAIN_ROUNDS)
+
+    def _await_drained(self, before: int, rounds: int) -> None:
+        """Have patience while something is copied; a child may hold the terminal for ever."""
+
+        def look() -> None:
+            pump, callback = self._output_pump, self._when_drained
+            if pump is None or callback is None:
+                return
+            if pump.copied != before and rounds:
+                self._await_drained(pump.copied, rounds - 1)
+                return
+            # the pump goes on until the process is deleted
+            self._when_drained = None
+            callback()
+
+        self._loop.later(DRAIN_SECONDS, look)
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size; raises InvalidArgument where there is no terminal."""
@@ -282,11 +324,16 @@ class Stdio:
 
     def close(self) -> None:
         """Close the shim's ends."""
-        pumps, self._stdin_pump, output = (self._stdin_pump,), None, self._output_pump
-        self._output_pump = None
-        for pump in (*pumps, output):
-            if pump is not None:
-                pump.close()
+        pump, self._output_pump = self._output_pump, None
+        if pump is not None:
+            pump.close()
+        self.ended()
+
+    def ended(self) -> None:
+        """The process has ended: close all but what of its terminal's output is not copied yet."""
+        pump, self._stdin_pump = self._stdin_pump, None
+        if pump is not None:
+            pump.close()
         for fd in self._keepers:
             os.close(fd)
         self._keepers.clear()
@@ -294,10 +341,7 @@ class Stdio:
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
-        if self._console is not None:
-            self._console.close()
-            self._console = None
-            os.unlink(self.console_path)
+        self._forget_console()
 
 
 class _StdinPump(Pump):
@@ -345,11 +389,5 @@ def _apart(files: list[tuple[int, int]]) -> list[tuple[int, int]]:
     moved = []
     for fd, there in files:
         moved.append((fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64), there))
+        os.close(fd)
     return moved
-
-
-def _await_readable(fd: int, seconds: float, what: str) -> None:
-    import select
-
-    if not select.select([fd], [], [], seconds)[0]:
-        raise Unavailable(f"{what} was not ready in {seconds:.0f} s")

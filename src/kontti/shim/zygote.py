@@ -180,7 +180,8 @@ def let_go_of_streams() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     try:
         # a reader of the bundle's log gets what we have to say (containerd's shim contract)
-        errors = os.open("log", os.O_WRONLY | os.O_NONBLOCK)
+        # (opened for both: that waits for no reader, and outlives one)
+        errors = os.open("log", os.O_RDWR | os.O_NONBLOCK)
     except OSError:
         errors = os.dup(null)
     for fd, number in ((null, 0), (null, 1), (errors, 2)):
