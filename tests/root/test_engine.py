@@ -197,7 +197,7 @@ def test_command_that_does_not_exist(engine: Engine) -> None:
 
 def test_exec_that_does_not_exist(engine: Engine) -> None:
     engine.start(IMAGE, LOOP, Options("e"))
-    with pytest.raises(Error, match="not found|no such file"):
+    with pytest.raises(Error, match=r"not found|no such file"):
         engine.exec("e", ["/no/such"])
     with pytest.raises(InvalidArgument):
         engine.exec("e", [])

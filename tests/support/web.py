@@ -54,6 +54,11 @@ class Web:
             protocol_version = "HTTP/1.1"
             timeout = 10
 
+            def handle(self) -> None:
+                # a client may hang up at any time
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    super().handle()
+
             def answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 headers = {k.lower(): v for k, v in self.headers.items()}

@@ -20,6 +20,7 @@ from kontti.diff.attributes import (
     settle_file,
     settle_special,
 )
+from kontti.diff.pax import shown
 from kontti.diff.removal import join, lstat
 from kontti.diff.tar import (
     BLOCKDEV,
@@ -106,7 +107,7 @@ class Extractor:
         if base.startswith(METADATA) and base != OPAQUE:
             return
         if hidden in (b"", b".", b".."):
-            raise InvalidArgument(f"invalid whiteout name {entry.name[:200]!r}")
+            raise InvalidArgument(f"invalid whiteout name {shown(entry.name)}")
         real = self._tree.enter(parent, bounded_time(entry.mtime))
         if base == OPAQUE:
             self._tree.opaque(real)
@@ -142,7 +143,7 @@ class Extractor:
 
     def _hard_link(self, entry: Entry, path: bytes) -> None:
         if escapes(entry.link):
-            raise InvalidArgument(f"invalid hardlink {entry.name[:200]!r} -> {entry.link[:200]!r}")
+            raise InvalidArgument(f"invalid hardlink {shown(entry.name)} -> {shown(entry.link)}")
         source = self._tree.link_source(clean(entry.link))
         if source == path and lstat(path) is not None:
             return
@@ -205,12 +206,11 @@ def escapes(target: bytes) -> bool:
 
 def failure(entry: Entry, error: OSError) -> Error:
     """What to tell about an entry that could not be made."""
-    name = os.fsdecode(entry.name[:200])
     reason = (error.strerror or "input/output error").lower()
-    message = f"failed to extract {name!r}: {reason}"
+    message = f"failed to extract {shown(entry.name)}: {reason}"
     if entry.kind == HARDLINK and error.errno not in _FULL:
-        target = os.fsdecode(entry.link[:200])
-        return InvalidArgument(f"invalid hardlink {name!r} -> {target!r}: {reason}")
+        link = f"{shown(entry.name)} -> {shown(entry.link)}"
+        return InvalidArgument(f"invalid hardlink {link}: {reason}")
     if error.errno in _FULL:
         return ResourceExhausted(message)
     if error.errno in _DENIED:

@@ -35,6 +35,11 @@ def is_layer(media_type: str) -> bool:
     return media_type in _COMPRESSION
 
 
+def claims_layer(media_type: str) -> bool:
+    """Whether a blob says it is a layer, of a kind that can be applied or not."""
+    return is_layer(media_type) or media_type.startswith("application/vnd.oci.image.layer.")
+
+
 def is_nondistributable(media_type: str) -> bool:
     """Whether a layer of ``media_type`` may be absent from registries and archives."""
     return media_type.startswith((OCI_NONDISTRIBUTABLE, DOCKER_FOREIGN))

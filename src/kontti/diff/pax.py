@@ -15,6 +15,11 @@ def invalid(what: str) -> InvalidArgument:
     return InvalidArgument(f"archive/tar: invalid tar header: {what}")
 
 
+def shown(name: bytes) -> str:
+    """A name as an error tells of it: quoted, and not without end."""
+    return repr(name[:200].decode(errors="surrogateescape"))
+
+
 # headers of one layer repeat their modes, owners and times
 @lru_cache(maxsize=4096)
 def number(field: bytes) -> int:
@@ -26,11 +31,11 @@ def number(field: bytes) -> int:
         return 0
     # isdigit first: int() would take signs, underscores and prefixes
     if not digits.isdigit():
-        raise invalid(f"number {field!r}")
+        raise invalid(f"number {shown(field)}")
     try:
         return int(digits, 8)
     except ValueError:
-        raise invalid(f"number {field!r}") from None
+        raise invalid(f"number {shown(field)}") from None
 
 
 def _base256(field: bytes) -> int:
@@ -42,7 +47,7 @@ def _base256(field: bytes) -> int:
 def decimal(text: bytes) -> int:
     """A non-negative decimal pax value."""
     if not text.isdigit() or len(text) > 20:
-        raise invalid(f"number {text[:32]!r}")
+        raise invalid(f"number {shown(text)}")
     return int(text)
 
 
@@ -51,7 +56,7 @@ def nanoseconds(text: bytes) -> int:
     negative = text.startswith(b"-")
     whole, dot, fraction = text.removeprefix(b"-").partition(b".")
     if len(whole) > 20 or not whole.isdigit() or (dot and fraction and not fraction.isdigit()):
-        raise invalid(f"time {text[:32]!r}")
+        raise invalid(f"time {shown(text)}")
     value = int(whole) * SECOND + int((fraction + b"000000000")[:9])
     return -value if negative else value
 

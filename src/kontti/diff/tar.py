@@ -18,6 +18,7 @@ from kontti.diff.pax import (
     nanoseconds,
     number,
     parse_records,
+    shown,
 )
 from kontti.errors import InvalidArgument, Unimplemented
 
@@ -242,9 +243,9 @@ def _kind(kind: bytes, name: bytes) -> bytes:
     if kind == _CONTIGUOUS:
         return REGULAR
     if kind == _SPARSE:
-        raise Unimplemented(f"sparse file {name[:200]!r} in tar archive")
+        raise Unimplemented(f"sparse file {shown(name)} in tar archive")
     if not REGULAR <= kind <= FIFO:
-        raise InvalidArgument(f"unhandled tar header type {kind[0]} of {name[:200]!r}")
+        raise InvalidArgument(f"unhandled tar header type {kind[0]} of {shown(name)}")
     return kind
 
 
@@ -253,7 +254,7 @@ def _override(entry: Entry, records: dict[bytes, bytes]) -> None:
         if keyword.startswith(XATTR_PREFIX):
             _add_xattr(entry, keyword[len(XATTR_PREFIX) :], value)
         elif keyword.startswith(b"GNU.sparse."):
-            raise Unimplemented(f"sparse file {entry.name[:200]!r} in tar archive")
+            raise Unimplemented(f"sparse file {shown(entry.name)} in tar archive")
         elif value:
             _override_field(entry, keyword, value)
 
@@ -275,7 +276,7 @@ def _override_field(entry: Entry, keyword: bytes, value: bytes) -> None:
 
 def _add_xattr(entry: Entry, name: bytes, value: bytes) -> None:
     if not name or len(name) > MAX_COMPONENT or b"\0" in name:
-        raise invalid(f"xattr name {name[:64]!r} of {entry.name[:200]!r}")
+        raise invalid(f"xattr name {shown(name)} of {shown(entry.name)}")
     if entry.xattrs is None:
         entry.xattrs = {}
     entry.xattrs[name] = value
@@ -286,19 +287,19 @@ def _check(entry: Entry) -> None:
         # sizes of links and directories count nothing that follows (POSIX ustar)
         entry.size = 0
     if not 0 <= entry.size <= MAX_SIZE:
-        raise invalid(f"size {entry.size} of {entry.name[:200]!r}")
+        raise invalid(f"size {entry.size} of {shown(entry.name)}")
     if not (0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
-        raise invalid(f"owner {entry.uid}:{entry.gid} of {entry.name[:200]!r}")
+        raise invalid(f"owner {entry.uid}:{entry.gid} of {shown(entry.name)}")
     if not (0 <= entry.device[0] <= MAX_DEVICE and 0 <= entry.device[1] <= MAX_DEVICE):
-        raise invalid(f"device number of {entry.name[:200]!r}")
+        raise invalid(f"device number of {shown(entry.name)}")
     if len(entry.name) > MAX_COMPONENT:
         _check_name(entry.name)
     if len(entry.link) >= MAX_NAME:
-        raise InvalidArgument(f"link target of {entry.name[:200]!r}: file name too long")
+        raise InvalidArgument(f"link target of {shown(entry.name)}: file name too long")
     if b"\0" in entry.name or b"\0" in entry.link:
-        raise invalid(f"NUL in name {entry.name[:200]!r}")
+        raise invalid(f"NUL in name {shown(entry.name)}")
 
 
 def _check_name(name: bytes) -> None:
     if len(name) >= MAX_NAME or max(map(len, name.split(b"/"))) > MAX_COMPONENT:
-        raise InvalidArgument(f"{name[:200]!r}…: file name too long")
+        raise InvalidArgument(f"{shown(name)}…: file name too long")

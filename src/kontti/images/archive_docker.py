@@ -41,7 +41,7 @@ def convert(document: bytes, find: FindBlob, store: Store, compress: bool) -> by
 
 def _images(document: bytes) -> list[Json]:
     try:
-        images = stdlib_json.loads(document)
+        images = stdlib_json.loads(document.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"manifest.json is not JSON: {error!s:.200}") from error
     if not isinstance(images, list):

@@ -16,7 +16,8 @@ Json = Mapping[str, object]
 def loads(data: bytes, what: str) -> Json:
     """The object in ``data``; ``what`` names it in errors."""
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        # decoded here: json takes UTF-16 and UTF-32 too, which nobody else would understand
+        value = json.loads(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{what} is not JSON: {error!s:.200}") from error
     if not isinstance(value, dict):

@@ -100,6 +100,8 @@ class Backing:
     in_flight: InFlight = field(default_factory=InFlight)
     leftovers: threading.Event = field(default_factory=threading.Event)
     """A backend may hold what no record names: the next collection looks through all of it."""
+    unclean: set[str] = field(default_factory=set)
+    """Snapshotters that removed something and have not freed it: the next collection has them."""
 
     def digest_lock(self, digest: Digest) -> contextlib.AbstractContextManager[None]:
         """Held while a blob's file and its rows change together."""

@@ -16,6 +16,7 @@ from kontti.metadata.leases import CONTENT, INGESTS, SNAPSHOTS
 from kontti.metadata.sweep import (
     abort_ingest,
     attempt,
+    clean_up,
     remove_blobs,
     remove_orphans,
     remove_snapshots,
@@ -48,6 +49,7 @@ def collect(backing: Backing) -> Collected:
         sweep(backing, garbage)
         if backing.leftovers.is_set():
             remove_orphans(backing)
+        clean_up(backing)
         return Collected(
             blobs=len(garbage.blobs),
             snapshots=len(garbage.snapshots),

@@ -49,6 +49,7 @@ class MetadataStore:
         )
         # a crash may have left things in the backends; the first collection looks for them
         self._backing.leftovers.set()
+        self._backing.unclean.update(snapshotters)
 
     @property
     def namespaces(self) -> NamespaceStore:

@@ -40,6 +40,7 @@ def remove_snapshot(backing: Backing, snapshotter: str, name: str) -> None:
                 return
         with contextlib.suppress(NotFound):
             backing.snapshotters[snapshotter].remove(name)
+        backing.unclean.add(snapshotter)
 
 
 def abort_ingest(backing: Backing, ref: str) -> None:
@@ -64,12 +65,25 @@ def remove_blobs(backing: Backing, digests: Iterable[Digest]) -> None:
 
 
 def remove_snapshots(backing: Backing, name: str, backends: set[str]) -> None:
-    """Every one that no namespace has, children before parents; then let the backend clean up."""
-    snapshotter = backing.snapshotters.get(name)
-    if snapshotter is None or not backends:
-        return
-    attempt(backing, f"snapshots of {name}", partial(_remove_all, backing, name, backends))
-    attempt(backing, f"removed snapshots of {name}", snapshotter.cleanup)
+    """Every one that no namespace has, children before parents."""
+    if name in backing.snapshotters and backends:
+        attempt(backing, f"snapshots of {name}", partial(_remove_all, backing, name, backends))
+
+
+def clean_up(backing: Backing) -> None:
+    """Have the backends free what was removed from them, by a collection or by name."""
+    for name in sorted(backing.unclean):
+        attempt(backing, f"removed snapshots of {name}", partial(_clean_up, backing, name))
+
+
+def _clean_up(backing: Backing, name: str) -> None:
+    # before, not after: what is removed meanwhile may not be freed by this
+    backing.unclean.discard(name)
+    try:
+        backing.snapshotters[name].cleanup()
+    except (Error, OSError):
+        backing.unclean.add(name)
+        raise
 
 
 def _remove_all(backing: Backing, name: str, backends: set[str]) -> None:

@@ -269,9 +269,14 @@ def failure_of(request: Request, error: failures.HTTPError) -> Error:
     """The error that a caller is told for one of urllib3's."""
     ours, prefix = mapping_of(type(error))
     # urllib3 puts the pool's or connection's repr before the reason
-    reason = _REPR.sub("", str(error))
+    reason = "unexpected EOF" if _is_cut_short(error) else _REPR.sub("", str(error))
     verb = request.method.capitalize()
     return ours(f'failed to do request: {verb} "{request.url}": {prefix}{reason}')
+
+
+def _is_cut_short(error: failures.HTTPError) -> bool:
+    """Whether a body ended before its length; urllib3 tells of it with the repr of the cause."""
+    return any(isinstance(arg, failures.IncompleteRead) for arg in error.args)
 
 
 def mapping_of(kind: type[failures.HTTPError]) -> tuple[type[Error], str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -16,6 +16,7 @@ from kontti.errors import (
     AlreadyExists,
     Canceled,
     DeadlineExceeded,
+    Error,
     FailedPrecondition,
     NotFound,
     Unavailable,
@@ -40,9 +41,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Where blobs go, and what each is labelled with."""
+    """Where blobs go, and what each is labelled with.
+
+    ``unleased`` gives the same store without the lease of the transfer.
+    """
 
     content: Store
+    unleased: Callable[[], Store]
     reporter: Reporter
     flights: Flights
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
@@ -89,6 +94,8 @@ def download(source: Source, sink: Sink, descriptor: Descriptor, stop: Stop) -> 
         except BaseException as error:
             if not stop.resumable(error) or _is_empty(sink.content, ref_key(descriptor)):
                 discard(sink.content, ref_key(descriptor))
+            else:
+                _outlive_lease(sink, descriptor)
             raise
         sink.reporter.blob("complete", descriptor, descriptor.size)
 
@@ -98,6 +105,13 @@ def _is_empty(content: Store, ref: str) -> bool:
         return content.status(ref).offset == 0
     except NotFound:
         return False
+
+
+def _outlive_lease(sink: Sink, descriptor: Descriptor) -> None:
+    """An ingest that is opened without a lease gets a time of its own to be resumed in."""
+    with suppress(Error):
+        store = sink.unleased()
+        store.writer(ref_key(descriptor), descriptor.size, descriptor.digest).close()
 
 
 def discard(content: Store, ref: str) -> None:

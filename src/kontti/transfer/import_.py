@@ -77,12 +77,19 @@ def import_archive(
 
 
 def label_graph(content: Store, root: Descriptor, select: Selection) -> None:
-    """Label every document for the collector; raises NotFound for one of a wanted platform."""
+    """Label every document for the collector.
+
+    Raises NotFound where one of a wanted platform is absent, or there is no document at all.
+    """
+    empty = True
     for node in walk(content, root, matcher_of(select)):
         if node.missing:
             raise NotFound(f"content digest {node.descriptor.digest}")
+        empty = empty and not node.children
         labels = child_labels(children(content, node.descriptor))
         add_labels(content, node.descriptor.digest, labels)
+    if empty:
+        raise NotFound("image might be filtered out")
 
 
 def name_images(imported: Imported, options: ImportOptions) -> Iterator[tuple[str, Descriptor]]:

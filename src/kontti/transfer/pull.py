@@ -71,13 +71,17 @@ class _Run:
         self, resolver: Resolver, reference: Reference, target: Descriptor
     ) -> tuple[Unpacked, ...]:
         content = self.parts.stores.content(self.scope)
-        sink = Sink(content, self.reporter, self.parts.flights, source_label(reference))
+        labels = source_label(reference)
+        sink = Sink(content, self._unleased, self.reporter, self.parts.flights, labels)
         source, workers = resolver.fetcher(reference), self.options.max_concurrent_downloads
         with Downloads(source, sink, workers) as downloads:
             manifests = list(Graph(content, downloads, self.options).fetch(target))
             unpacked = self._unpack(manifests, downloads)
             downloads.finish()
         return unpacked
+
+    def _unleased(self) -> Store:
+        return self.parts.stores.content(Scope(self.scope.namespace))
 
     def _unpack(
         self, manifests: Sequence[Descriptor], downloads: Downloads

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kontti.content.base import Store
 from kontti.diff.base import Applier
+from kontti.diff.media_types import claims_layer
 from kontti.errors import (
     AlreadyExists,
     Error,
@@ -164,9 +165,13 @@ def layers_of(manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
 
 
 def is_unpackable(descriptor: Descriptor, manifest: Manifest) -> bool:
-    """Whether a manifest is an image's, and not an attestation's or another artifact's."""
+    """Whether a manifest is an image's, and not an attestation's or another artifact's.
+
+    An image with some layer of a type that nobody can apply is one all the same: it cannot be
+    unpacked, and this must be said.
+    """
     return (
         not is_attestation(descriptor)
         and kind_of(manifest.config.media_type) == "config"
-        and all(kind_of(layer.media_type) == "layer" for layer in manifest.layers)
+        and (not manifest.layers or any(claims_layer(d.media_type) for d in manifest.layers))
     )
