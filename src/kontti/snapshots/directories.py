@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kontti.errors import Error, ResourceExhausted
 from kontti.linux import fs, libc
 from kontti.snapshots.base import Info, Kind, Usage
-from kontti.snapshots.records import Records
+from kontti.snapshots.records import Record, Records
 from kontti.values import EMPTY
 
-_ENOSPC, _EDQUOT = 28, 122
+log = logging.getLogger(__name__)
 
 
 class Directories:
@@ -28,6 +31,7 @@ class Directories:
         os.makedirs(self.trees, mode=0o700, exist_ok=True)
         self.records = Records(os.path.join(root, "metadata.db"))
         self.rename_leftovers()
+        self.restore_lost()
 
     def path(self, number: int) -> str:
         """A snapshot's directory."""
@@ -98,40 +102,73 @@ class Directories:
                 target = os.path.join(self.trees, f"rm-{number}-{os.getpid()}")
                 os.rename(os.path.join(self.trees, name), target)
 
+    def restore_lost(self) -> None:
+        """After a power loss: the directory of a snapshot that was never committed may be gone,
+        with what was written to it; it is made anew, as it was prepared."""
+        for number in sorted(self.records.ids(Kind.ACTIVE, Kind.VIEW)):
+            if os.path.isdir(self.path(number)):
+                continue
+            kind, parents = self.records.numbered(number)
+            log.warning("%s: directory of snapshot %d is lost; making it anew", self.root, number)
+            self.make(kind, number, parents)
+
+    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+        """Make a snapshot's directory, whole at once."""
+        raise NotImplementedError
+
     def cleanup(self) -> None:
         """Delete the directories of removed snapshots."""
         done = []
         for name in os.listdir(self.trees):
             if name.startswith("rm-"):
-                with _tree_errors(name):
+                with tree_errors(name):
                     fs.remove_tree(os.path.join(self.trees, name))
                 done.append(int(name.split("-")[1]))
         if done:
             self.records.forget_removed(done)
 
-    def publish(self, number: int) -> None:
-        """``new-<number>`` is whole: give it its name. ``commit`` makes it durable."""
-        os.rename(os.path.join(self.trees, f"new-{number}"), self.path(number))
+    def record(
+        self, info: Info, build: Callable[[int, list[int]], None]
+    ) -> tuple[Record, list[int]]:
+        """Record a new snapshot when ``build(number, parents)`` has made its directory.
+
+        A failure, the record's own too, leaves no directory.
+        """
+        made: list[int] = []
+
+        def make(number: int, parents: list[int]) -> None:
+            made.append(number)
+            with tree_errors(f"snapshot {info.name}"):
+                build(number, parents)
+
+        try:
+            return self.records.create(info.kind, info.name, info.parent, info.labels, make)
+        except BaseException:
+            for number in made:
+                fs.remove_tree(self.draft(number))
+                fs.remove_tree(self.path(number))
+            raise
+
+    def draft(self, number: int) -> str:
+        """Where a directory is made, until it is whole."""
+        return os.path.join(self.trees, f"new-{number}")
+
+    def publish(self, number: int, draft: int) -> None:
+        """A draft is whole: give it its name. ``commit`` makes it durable."""
+        os.rename(self.draft(draft), self.path(number))
 
     def close(self) -> None:
         """Close the records."""
         self.records.close()
 
 
-class _tree_errors:  # noqa: N801 used as a function
+@contextlib.contextmanager
+def tree_errors(what: str) -> Iterator[None]:
     """OSError as ours, with what was being done."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        if isinstance(error, OSError):
-            if error.errno in (_ENOSPC, _EDQUOT):
-                raise ResourceExhausted(f"{self._what}: {error.strerror}") from error
-            raise Error(f"{self._what}: {error}") from error
-
-
-tree_errors = _tree_errors
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted(f"{what}: {reason}") from error
+        raise Error(f"{what}: {reason}") from error

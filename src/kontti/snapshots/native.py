@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 
 from kontti.linux import fs
-from kontti.snapshots.base import Kind
+from kontti.snapshots.base import Info, Kind
 from kontti.snapshots.directories import Directories, tree_errors
 from kontti.snapshots.records import Record
 from kontti.values import EMPTY, Mount
@@ -24,19 +25,30 @@ class NativeSnapshotter(Directories):
         return self._create(Kind.VIEW, key, parent, labels)
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        def make(number: int, parents: list[int]) -> None:
+        self.records.check_new(key)
+        # a copy takes long: the records are free meanwhile
+        draft = secrets.randbelow(1 << 32) + (1 << 48)
+        above = self.records.committed(parent) if parent else None
+        try:
             with tree_errors(f"snapshot {key}"):
-                self._make(kind, number, parents)
-
-        record, parents = self.records.create(kind, key, parent, labels, make)
+                self._draft(kind, draft, above)
+            record, parents = self.record(
+                Info(kind, key, parent, labels), lambda number, _: self.publish(number, draft)
+            )
+        except BaseException:
+            fs.remove_tree(self.draft(draft))
+            raise
         return self._mounts(record, parents)
 
-    def _make(self, kind: Kind, number: int, parents: list[int]) -> None:
-        new = os.path.join(self.trees, f"new-{number}")
-        os.mkdir(new, 0o755)
-        if kind is Kind.ACTIVE and parents:
-            fs.copy_tree(self.path(parents[0]), new)
-        self.publish(number)
+    def _draft(self, kind: Kind, number: int, parent: int | None) -> None:
+        os.mkdir(self.draft(number), 0o755)
+        if kind is Kind.ACTIVE and parent is not None:
+            fs.copy_tree(self.path(parent), self.draft(number))
+
+    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+        """A copy of the parent, or nothing where that is shown itself."""
+        self._draft(kind, number, parents[0] if parents else None)
+        self.publish(number, number)
 
     def mounts(self, key: str) -> list[Mount]:
         """How to mount an active snapshot or a view."""
@@ -46,5 +58,5 @@ class NativeSnapshotter(Directories):
     def _mounts(self, record: Record, parents: list[int]) -> list[Mount]:
         if record.info.kind is Kind.VIEW and parents:
             return [Mount("bind", self.path(parents[0]), ("rbind", "ro"))]
-        mode = "ro" if record.info.kind is Kind.VIEW else "rw"
+        mode = "rw" if record.info.kind is Kind.ACTIVE else "ro"
         return [Mount("bind", self.path(record.id), ("rbind", mode))]

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from kontti.errors import Unimplemented
 from kontti.linux import libc, mounts
-from kontti.snapshots.base import Kind
-from kontti.snapshots.directories import Directories, tree_errors
+from kontti.snapshots.base import Info, Kind
+from kontti.snapshots.directories import Directories
 from kontti.snapshots.records import Record
 from kontti.values import EMPTY, Mount
 
@@ -51,15 +51,14 @@ class OverlaySnapshotter(Directories):
         if any(label in labels for label in MAPPING_LABELS):
             raise Unimplemented("id-mapped snapshots")
 
-        def make(number: int, parents: list[int]) -> None:
-            with tree_errors(f"snapshot {key}"):
-                self._make(kind, number, parents)
-
-        record, parents = self.records.create(kind, key, parent, labels, make)
+        record, parents = self.record(
+            Info(kind, key, parent, labels), lambda number, above: self.make(kind, number, above)
+        )
         return self._mounts(record, parents)
 
-    def _make(self, kind: Kind, number: int, parents: list[int]) -> None:
-        new = os.path.join(self.trees, f"new-{number}")
+    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+        """An upper directory that looks like the parent's, and one for overlayfs to work in."""
+        new = self.draft(number)
         os.mkdir(new, 0o700)
         upper = os.path.join(new, "fs")
         os.mkdir(upper, 0o755)
@@ -70,7 +69,7 @@ class OverlaySnapshotter(Directories):
             above = os.stat(self.tree(parents[0]))
             os.chown(upper, above.st_uid, above.st_gid)
             os.chmod(upper, above.st_mode & 0o7777)
-        self.publish(number)
+        self.publish(number, number)
 
     def mounts(self, key: str) -> list[Mount]:
         """How to mount an active snapshot or a view."""

@@ -65,10 +65,15 @@ class Records:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self._db.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        # a full disk may have ended it already
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def get(self, name: str) -> Record:
         """Raises NotFound."""
@@ -104,7 +109,7 @@ class Records:
     ) -> tuple[Record, list[int]]:
         """Record a new snapshot once ``make(number, parents)`` has made its directory."""
         with self._transaction() as db:
-            above = self._committed(parent) if parent else None
+            above = self.committed(parent) if parent else None
             now = time.time_ns()
             try:
                 made = db.execute(
@@ -118,7 +123,16 @@ class Records:
             make(int(made.lastrowid or 0), parents)
         return record, parents
 
-    def _committed(self, parent: str) -> int:
+    def check_new(self, name: str) -> None:
+        """Raises AlreadyExists."""
+        try:
+            self.get(name)
+        except NotFound:
+            return
+        raise AlreadyExists(f"snapshot {name}")
+
+    def committed(self, parent: str) -> int:
+        """The number of a snapshot that can be a parent; raises NotFound, InvalidArgument."""
         try:
             record = self.get(parent)
         except NotFound:
@@ -161,7 +175,7 @@ class Records:
             raise FailedPrecondition(
                 f"snapshot {record.info.name} has parent {record.info.parent}, not {parent}"
             )
-        above = self._committed(parent)
+        above = self.committed(parent)
         self._db.execute("UPDATE snapshots SET parent = ? WHERE id = ?", (above, record.id))
 
     def remove(self, name: str) -> int:
@@ -201,10 +215,19 @@ class Records:
             if wanted.match(field_adaptor(values, {"labels": info.labels})):
                 yield info
 
-    def ids(self) -> set[int]:
-        """The numbers in use."""
+    def ids(self, *kinds: Kind) -> set[int]:
+        """The numbers in use, by snapshots of ``kinds`` where there are any."""
         with self._lock, _database_errors():
-            return {row[0] for row in self._db.execute("SELECT id FROM snapshots")}
+            rows = self._db.execute("SELECT id, kind FROM snapshots").fetchall()
+        return {number for number, kind in rows if not kinds or kind in kinds}
+
+    def numbered(self, number: int) -> tuple[Kind, list[int]]:
+        """The kind of a snapshot, and its parents' numbers from the nearest to the first."""
+        with self._lock, _database_errors():
+            query = "SELECT name FROM snapshots WHERE id = ?"
+            (name,) = self._db.execute(query, (number,)).fetchone()
+            record, parents = self.chain(name)
+        return record.info.kind, parents
 
     def forget_removed(self, ids: Sequence[int]) -> None:
         """The directories of these are gone."""

@@ -1,0 +1,222 @@
+"""The snapshotters against the shipped suite, and what only they can get wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kontti.errors import Error, NotFound, ResourceExhausted
+from kontti.snapshots.directories import Directories
+from kontti.snapshots.native import NativeSnapshotter
+from kontti.snapshots.overlay import OverlaySnapshotter
+from kontti.testing.snapshots import CHECKS, Check, layer, read, seen, write
+
+pytestmark = pytest.mark.root
+Make = Callable[[str], OverlaySnapshotter | NativeSnapshotter]
+KINDS: dict[str, Make] = {"overlayfs": OverlaySnapshotter, "native": NativeSnapshotter}
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that overlayfs can be on, whatever this machine's is."""
+    with tmpfs(tmp_path_factory.mktemp("disk"), "256m") as path:
+        yield path
+
+
+@contextlib.contextmanager
+def tmpfs(path: Path, size: str) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kept(request: pytest.FixtureRequest, disk: Path) -> Iterator[Directories]:
+    """One for all checks: they must not get into each other's way."""
+    store = KINDS[request.param](str(disk / f"kept-{request.param}"))
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest) -> Make:
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def root(disk: Path, tmp_path: Path) -> str:
+    return str(disk / tmp_path.name)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
+def test_check(check: Check, kept: OverlaySnapshotter) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    check(kept)
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def trees(store: Directories) -> list[str]:
+    return sorted(os.listdir(store.trees))
+
+
+def test_everything_is_there_when_it_is_opened_again(make: Make, root: str) -> None:
+    store = make(root)
+    layer(store, "base", "", {"a": "1"})
+    write(store.prepare("active", "base", {"colour": "red"}), {"b": "2"})
+    store.close()
+    store = make(root)
+    assert seen(store, "base") == {"a": "1"}
+    assert read(store.mounts("active")) == {"a": "1", "b": "2"}
+    assert dict(store.stat("active").labels) == {"colour": "red"}
+    store.close()
+
+
+def test_what_a_crash_leaves_is_cleaned_up(make: Make, root: str) -> None:
+    store = make(root)
+    layer(store, "base", "", {"a": "1"})
+    store.close()
+    known = trees(store)
+    for name in ("new-77", "99", "rm-88"):
+        os.makedirs(os.path.join(root, "snapshots", name, "fs", "deep"))
+    store = make(root)
+    store.cleanup()
+    assert trees(store) == known
+    assert seen(store, "base") == {"a": "1"}
+    store.close()
+
+
+def test_a_directory_that_a_power_loss_took_is_made_anew(make: Make, root: str) -> None:
+    store = make(root)
+    layer(store, "base", "", {"a": "1"})
+    store.prepare("active", "base")
+    store.view("view", "base")
+    known = trees(store)
+    store.close()
+    base = min(known, key=int)
+    for number in set(known) - {base}:
+        subprocess.run(["rm", "-r", os.path.join(store.trees, number)], check=True)
+    store = make(root)
+    assert trees(store) == known
+    assert read(store.mounts("active")) == {"a": "1"}
+    write(store.mounts("active"), {"b": "2"})
+    assert read(store.mounts("view")) == {"a": "1"}
+    store.close()
+
+
+def test_removed_trees_are_freed(make: Make, root: str) -> None:
+    store = make(root)
+    write(store.prepare("gone"), {"a/b/c": "1"})
+    store.remove("gone")
+    assert trees(store) != []
+    store.cleanup()
+    assert trees(store) == []
+    store.close()
+
+
+def test_sync_remove_frees_at_once(root: str) -> None:
+    store = OverlaySnapshotter(root, sync_remove=True)
+    write(store.prepare("gone"), {"a": "1"})
+    store.remove("gone")
+    assert trees(store) == []
+    store.close()
+
+
+def test_a_full_disk_leaves_no_directory(make: Make, tmp_path: Path) -> None:
+    with tmpfs(tmp_path, "24m") as small:
+        store = make(str(small / "s"))
+        layer(store, "base", "", {"a": "x" * (4 << 20)})
+        known = trees(store)
+        ballast = small / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb") as file:
+            while True:
+                file.write(bytes(1 << 16))
+                file.flush()
+        with pytest.raises(ResourceExhausted):
+            fill(store)
+        made = len(list(store.walk())) - 1
+        assert len(trees(store)) == len(known) + made
+        ballast.unlink()
+        store.prepare("after", "base")
+        assert len(read(store.mounts("after"))) == 1
+        store.close()
+
+
+def fill(store: OverlaySnapshotter | NativeSnapshotter) -> None:
+    for number in range(10_000):
+        store.prepare(f"full-{number}", "base")
+
+
+def test_from_several_threads(make: Make, root: str) -> None:
+    store = make(root)
+    layer(store, "base", "", {"a": "1"})
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(10):
+                key = f"t{number}-{turn}"
+                store.prepare(key, "base")
+                store.commit(f"{key}-done", key)
+                store.remove(f"{key}-done")
+        except BaseException as error:  # noqa: BLE001 told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert [i.name for i in store.walk()] == ["base"]
+    store.close()
+
+
+def test_one_of_two_that_want_a_name_gets_it(make: Make, root: str) -> None:
+    store = make(root)
+    layer(store, "base", "", {str(n): "x" for n in range(50)})
+    won: list[int] = []
+    start = threading.Barrier(4)
+
+    def work(number: int) -> None:
+        start.wait()
+        with contextlib.suppress(Error):
+            store.prepare("wanted", "base")
+            won.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert len(trees(store)) == 2
+    store.close()
+
+
+def test_native_leaves_nothing_of_a_copy_without_a_parent(root: str) -> None:
+    store = NativeSnapshotter(root)
+    layer(store, "base", "", {"a": "1"})
+    with pytest.raises(NotFound):
+        store.prepare("child", "nosuch")
+    assert len(trees(store)) == 1
+    store.close()
+
+
+def test_overlay_options(root: str) -> None:
+    store = OverlaySnapshotter(root, mount_options=("volatile",))
+    layer(store, "base", "", {"a": "1"})
+    [mount] = store.prepare("active", "base")
+    assert mount.type == "overlay"
+    assert mount.options[0] == "volatile"
+    assert {o.partition("=")[0] for o in mount.options[1:]} == {"workdir", "upperdir", "lowerdir"}
+    [bind] = store.view("view", "base")
+    assert (bind.type, set(bind.options)) == ("bind", {"ro", "rbind"})
+    store.close()
