@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kontti.version import VERSION
+
 # typing itself is a good part of a quick command's start
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -9,7 +11,7 @@ if TYPE_CHECKING:
 
     from kontti.engine.engine import Engine as Engine
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Engine", "__version__"]
 
 

@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 
-import kontti
 from kontti.errors import Error, InvalidArgument
 from kontti.linux import cgroups, fs, process
 from kontti.shim import bootstrap
@@ -23,6 +22,7 @@ from kontti.shim.oci_runtime import find
 from kontti.shim.serve import Settings, hide_unified_tree, serve
 from kontti.shim.server import listen
 from kontti.shim.zygote import let_go_of_streams
+from kontti.version import VERSION
 from kontti.wire.messages.google import Any
 from kontti.wire.messages.types.introspection import RuntimeInfo, RuntimeVersion
 from kontti.wire.messages.types.runc.options.oci import Options
@@ -75,7 +75,7 @@ def version_text() -> str:
     """Ours and Python's."""
     python = sys.version.split()[0]
     name = os.path.basename(sys.argv[0])
-    return f"{name}:\n  Version:  {kontti.__version__}\n  Python version: {python}\n\n"
+    return f"{name}:\n  Version:  {VERSION}\n  Python version: {python}\n\n"
 
 
 def read_input() -> bytes:
@@ -91,7 +91,7 @@ def info(data: bytes) -> RuntimeInfo:
     features = read_features(find(options.binary_name))
     return RuntimeInfo(
         name=NAME,
-        version=RuntimeVersion(version=kontti.__version__),
+        version=RuntimeVersion(version=VERSION),
         options=packed if named else None,
         features=Any(type_url=FEATURES_URL, value=features) if features else None,
     )

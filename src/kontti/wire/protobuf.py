@@ -8,9 +8,34 @@ InvalidArgument and nothing else; unknown fields are skipped.
 
 from __future__ import annotations
 
-import struct
-
-from kontti.errors import InvalidArgument
+from kontti.wire.primitives import (
+    LENGTH,
+    MAX_DEPTH,
+    Malformed,
+    put_varint,
+    skip,
+    take_length,
+    take_varint,
+)
+from kontti.wire.scalars import (
+    BOOL,
+    BYTES,
+    DOUBLE,
+    ENUM,
+    FIXED_32,
+    FIXED_64,
+    FLOAT,
+    INT32,
+    INT64,
+    SFIXED_32,
+    SFIXED_64,
+    SINT32,
+    SINT64,
+    STRING,
+    UINT32,
+    UINT64,
+    Kind,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,211 +44,30 @@ if TYPE_CHECKING:
     Value = Any  # a field's value: what its kind says
     Data = bytes
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
-MAX_DEPTH = 100
-_MASK64 = (1 << 64) - 1
-
-
-class Malformed(InvalidArgument):
-    """Bytes that are not a message of the wanted type."""
-
-
-def put_varint(out: bytearray, value: int) -> None:
-    """Append ``value`` (unsigned, up to 64 bits) as a varint."""
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-
-
-def take_varint(data: Data, pos: int, end: int) -> tuple[int, int]:
-    """The varint at ``pos`` and the position after it; raises Malformed."""
-    result = shift = 0
-    while True:
-        if pos >= end:
-            raise Malformed("truncated varint")
-        byte = data[pos]
-        pos += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if shift == 63 and byte > 1:
-                raise Malformed("varint overflows 64 bits")
-            return result, pos
-        shift += 7
-        if shift > 63:
-            raise Malformed("varint is too long")
-
-
-def take_length(data: Data, pos: int, end: int) -> tuple[int, int]:
-    """Start and end of the length-delimited field at ``pos``; raises Malformed."""
-    size, pos = take_varint(data, pos, end)
-    if size > end - pos:
-        raise Malformed("truncated field")
-    return pos, pos + size
-
-
-class Kind:
-    """How a field's value is written and read. ``wire`` is its wire type."""
-
-    __slots__ = ()
-    wire = VARINT
-
-    def default(self) -> Value:
-        """The value of an absent field."""
-        return 0
-
-    def put(self, out: bytearray, number: int, value: Value) -> None:
-        """Append tag and value, unless the value is the default."""
-        if value:
-            put_varint(out, number << 3 | self.wire)
-            self.put_value(out, value)
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        """Append the value alone."""
-        put_varint(out, value)
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        """The value at ``pos`` and the position after it."""
-        return take_varint(data, pos, end)
-
-    def merge(self, old: Value, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        """The field's value after one more occurrence of it."""
-        return self.take(data, pos, end, depth)
-
-
-class _Unsigned(Kind):
-    __slots__ = ("_mask",)
-
-    def __init__(self, bits: int) -> None:
-        self._mask = (1 << bits) - 1
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        if not 0 <= value <= self._mask:
-            raise Malformed(f"{value} is out of range")
-        put_varint(out, value)
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        value, pos = take_varint(data, pos, end)
-        return value & self._mask, pos
-
-
-class _Signed(Kind):
-    __slots__ = ("_bits",)
-
-    def __init__(self, bits: int) -> None:
-        self._bits = bits
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        limit = 1 << (self._bits - 1)
-        if not -limit <= value < limit:
-            raise Malformed(f"{value} is out of range")
-        put_varint(out, value & _MASK64)
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        value, pos = take_varint(data, pos, end)
-        return _signed(value, self._bits), pos
-
-
-def _signed(value: int, bits: int) -> int:
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> (bits - 1) else value
-
-
-class _ZigZag(Kind):
-    __slots__ = ("_bits",)
-
-    def __init__(self, bits: int) -> None:
-        self._bits = bits
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        put_varint(out, (value << 1 ^ value >> 63) & _MASK64)
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        value, pos = take_varint(data, pos, end)
-        value &= (1 << self._bits) - 1
-        return value >> 1 ^ -(value & 1), pos
-
-
-class _Bool(Kind):
-    __slots__ = ()
-
-    def default(self) -> Value:
-        return False
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        out.append(1 if value else 0)
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        value, pos = take_varint(data, pos, end)
-        return value != 0, pos
-
-
-class _Fixed(Kind):
-    __slots__ = ("_struct", "wire")
-
-    def __init__(self, form: str) -> None:
-        self._struct = struct.Struct(form)
-        self.wire = FIXED64 if self._struct.size == 8 else FIXED32
-
-    def default(self) -> Value:
-        return 0.0 if self._struct.format[-1:] in ("d", "f") else 0
-
-    def put(self, out: bytearray, number: int, value: Value) -> None:
-        # minus zero is not the default: it has bits of its own
-        if value or str(value) == "-0.0":
-            put_varint(out, number << 3 | self.wire)
-            self.put_value(out, value)
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        try:
-            out += self._struct.pack(value)
-        except (struct.error, OverflowError) as error:
-            raise Malformed(str(error)) from None
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        after = pos + self._struct.size
-        if after > end:
-            raise Malformed("truncated fixed-size field")
-        return self._struct.unpack_from(data, pos)[0], after
-
-
-class _String(Kind):
-    __slots__ = ()
-    wire = LENGTH
-
-    def default(self) -> Value:
-        return ""
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        try:
-            encoded = value.encode()
-        except UnicodeEncodeError as error:
-            raise Malformed(f"string is not valid Unicode: {error.reason}") from None
-        put_varint(out, len(encoded))
-        out += encoded
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        start, after = take_length(data, pos, end)
-        try:
-            return data[start:after].decode(), after
-        except UnicodeDecodeError:
-            raise Malformed("string is not valid UTF-8") from None
-
-
-class _Bytes(Kind):
-    __slots__ = ()
-    wire = LENGTH
-
-    def default(self) -> Value:
-        return b""
-
-    def put_value(self, out: bytearray, value: Value) -> None:
-        put_varint(out, len(value))
-        out += value
-
-    def take(self, data: Data, pos: int, end: int, depth: int) -> tuple[Value, int]:
-        start, after = take_length(data, pos, end)
-        return data[start:after], after
+__all__ = [
+    "BOOL",
+    "BYTES",
+    "DOUBLE",
+    "ENUM",
+    "FIXED_32",
+    "FIXED_64",
+    "FLOAT",
+    "INT32",
+    "INT64",
+    "SFIXED_32",
+    "SFIXED_64",
+    "SINT32",
+    "SINT64",
+    "STRING",
+    "UINT32",
+    "UINT64",
+    "Kind",
+    "Malformed",
+    "Message",
+    "map_of",
+    "optional",
+    "repeated",
+]
 
 
 class _Nested(Kind):
@@ -367,15 +211,6 @@ class _Map(Kind):
         return old, after
 
 
-INT32, INT64 = _Signed(32), _Signed(64)
-UINT32, UINT64 = _Unsigned(32), _Unsigned(64)
-SINT32, SINT64 = _ZigZag(32), _ZigZag(64)
-FIXED_32, FIXED_64 = _Fixed("<I"), _Fixed("<Q")
-SFIXED_32, SFIXED_64 = _Fixed("<i"), _Fixed("<q")
-FLOAT, DOUBLE = _Fixed("<f"), _Fixed("<d")
-BOOL, STRING, BYTES, ENUM = _Bool(), _String(), _Bytes(), INT32
-
-
 def repeated(kind: Kind | type[Message]) -> Kind:
     """A list of ``kind``."""
     return _Repeated(_kind(kind))
@@ -458,34 +293,3 @@ def _fill(message: Message, data: Data, pos: int, end: int, depth: int) -> None:
             pos = kind.merge_packed(old, data, pos, end, depth)
         else:
             pos = skip(data, pos, end, tag, depth)
-
-
-def skip(data: Data, pos: int, end: int, tag: int, depth: int) -> int:
-    """The position after an unknown field's value; raises Malformed."""
-    wire = tag & 7
-    if tag >> 3 == 0 or tag >> 3 > 0x1FFFFFFF:
-        raise Malformed(f"field number {tag >> 3} is out of range")
-    if wire == VARINT:
-        return take_varint(data, pos, end)[1]
-    if wire == LENGTH:
-        return take_length(data, pos, end)[1]
-    if wire == 3:
-        return _skip_group(data, pos, end, tag >> 3, depth)
-    if wire not in (FIXED32, FIXED64):
-        raise Malformed(f"wire type {wire} is not known")
-    after = pos + (8 if wire == FIXED64 else 4)
-    if after > end:
-        raise Malformed("truncated fixed-size field")
-    return after
-
-
-def _skip_group(data: Data, pos: int, end: int, number: int, depth: int) -> int:
-    if depth > MAX_DEPTH:
-        raise Malformed("nested too deeply")
-    while True:
-        tag, pos = take_varint(data, pos, end)
-        if tag & 7 == 4:
-            if tag >> 3 != number:
-                raise Malformed("group ends as another")
-            return pos
-        pos = skip(data, pos, end, tag, depth + 1)
