@@ -1,4 +1,4 @@
-"""Generates src/kontti/api (protobuf runtime) and src/kontti/wire/messages (small codec) from proto/.
+"""Generates src/kontti/api (protobuf) and src/kontti/wire/messages (small codec) from proto/.
 
 ``--check`` writes nothing and fails where what is committed differs.
 """
@@ -91,7 +91,8 @@ def generate(out: Path) -> None:
         for folder in (package, *(p for p in package.rglob("*") if p.is_dir())):
             (folder / "__init__.py").touch()
     ruff = Path(sys.executable).with_name("ruff")
-    subprocess.run([str(ruff), "format", "--quiet", "--config", str(ROOT / "pyproject.toml"), str(messages)], check=True)  # fmt: skip
+    config = str(ROOT / "pyproject.toml")
+    subprocess.run([str(ruff), "format", "-q", "--config", config, str(messages)], check=True)
 
 
 def protoc(out: Path) -> FileDescriptorSet:
@@ -135,7 +136,8 @@ def module(files: list[FileDescriptorProto], every: FileDescriptorSet) -> str:
     lines = [HEADER, "from __future__ import annotations\n", import_text(imports, used)]
     if any("Sequence" in b or "Mapping" in b for b in body):
         lines.append(
-            "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    from collections.abc import Mapping, Sequence\n"
+            "TYPE_CHECKING = False\nif TYPE_CHECKING:\n"
+            "    from collections.abc import Mapping, Sequence\n"
         )
     return "\n".join(lines) + "\n\n" + "\n\n".join(body) + "\n"
 
@@ -307,7 +309,8 @@ def service_table(files: list[FileDescriptorProto]) -> str:
     body = "".join(f"    {row}\n" for row in rows)
     hint = "dict[str, tuple[str, str, bool, bool]]"
     return (
-        f'{HEADER}"""Every rpc: request and response class (module:name), and which side streams."""\n\n'
+        f'{HEADER}"""Every rpc: request and response class (module:name), and which side '
+        'streams."""\n\n'
         f"from __future__ import annotations\n\nMETHODS: {hint} = {{\n{body}}}\n"
     )
 
