@@ -185,9 +185,7 @@ def fails(at: Place, words: str, complaint: str, new: str) -> None:
 def test_what_cannot_be_done_beside_a_running_container(at: Place, name: str) -> None:
     words, complaint = TAKEN[name]
     id = f"{at.namespace}d"
-    # our client leaves the FIFOs of a detached run to whoever empties /run
-    allowed = frozenset(("fifos",)) if at.client == "ours" else frozenset[str]()
-    with unchanged(at, allowed):
+    with unchanged(at):
         detached(at, id)
         try:
             with unchanged(at):

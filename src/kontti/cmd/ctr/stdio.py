@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from kontti.cmd.ctr.signals import Signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
 FIFO_DIR = "/run/containerd/fifo"
@@ -249,6 +250,20 @@ class Fifos(Streams):
             import shutil
 
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def remove_fifos(paths: Iterable[str]) -> None:
+    """Take away the FIFOs that a client made for a process that is gone, and their directory.
+
+    Others' files stay: only FIFOs are removed, and only a directory that is empty then.
+    """
+    for path in filter(None, paths):
+        try:
+            if stat.S_ISFIFO(os.lstat(path).st_mode):
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))
+        except OSError:
+            continue  # gone, or with other files beside it
 
 
 def _readable(fd: int) -> bool:

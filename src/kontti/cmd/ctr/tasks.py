@@ -10,6 +10,7 @@ from kontti.cmd.ctr.lookup import STATUSES, STOP_SIGNAL_LABEL, STOPPED, containe
 from kontti.cmd.ctr.output import error, go_time, print_json, table, warn
 from kontti.cmd.ctr.running import Run, attach_existing, create_task, follow
 from kontti.cmd.ctr.session import TASKS, connect
+from kontti.cmd.ctr.stdio import remove_fifos
 from kontti.errors import Error, FailedPrecondition, NotFound
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.services.tasks.v1.tasks import (
@@ -185,6 +186,7 @@ def delete_one(client: Client, id: str, *, force: bool) -> int:
         state = STATUSES[found.status].lower()
         raise FailedPrecondition(f"task must be stopped before deletion: {state}")
     answer = client.unary(TASKS + "Delete", DeleteTaskRequest(container_id=id), DeleteResponse)
+    remove_fifos((found.stdin, found.stdout, found.stderr))
     if answer.exit_status:
         warn(f"task {id} exit with non-zero exit code {answer.exit_status}")
     return 0
