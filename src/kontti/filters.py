@@ -25,6 +25,7 @@ MAX_PATTERN = 1024
 _FIELD = re.compile(r"[A-Za-z0-9_]+")
 _VALUE = re.compile(r"[^\s,]+")
 _SPACE = re.compile(r"\s*")
+_OPERATOR = re.compile("[=!~]+")
 _OPERATORS = ("==", "!=", "~=")
 _ESCAPES = dict(zip("abfnrtv\\\"'", "\a\b\f\n\r\t\v\\\"'", strict=True))
 _NUMERIC = {"x": 2, "u": 4, "U": 8}
@@ -116,10 +117,13 @@ class _Parser:
     def _selector(self) -> Selector:
         path = self._path()
         self._skip_space()
-        operator = self._text[self._pos : self._pos + 2]
-        if operator not in _OPERATORS:
+        found = _OPERATOR.match(self._text, self._pos)
+        if found is None:
             return Selector(path)
-        self._pos += 2
+        operator = found.group()
+        if operator not in _OPERATORS:
+            raise self._error(f'unsupported operator "{operator[:20]}"')
+        self._pos = found.end()
         self._skip_space()
         at = self._pos
         value = self._value(operator)

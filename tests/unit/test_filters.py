@@ -98,3 +98,9 @@ def test_anything_parses_or_says_why(expression: str) -> None:
         parse(expression).match(IMAGE)
     except InvalidArgument:
         pass
+
+
+@pytest.mark.parametrize("operator", ["===", "=", "!", "=~", "~", "==!"])
+def test_operators_that_are_none(operator: str) -> None:
+    with pytest.raises(InvalidArgument, match="unsupported operator"):
+        parse_all([f"name{operator}x"])

@@ -34,7 +34,7 @@ class Core:
             self.stores = Stores(StoreSettings(root=root, owner=owner))
             stack.callback(self.stores.close)
             # two owners of one state would bury each other's tasks
-            stack.enter_context(RootLock(state, owner))
+            stack.enter_context(RootLock(state, owner, "state"))
             self._loop = asyncio.new_event_loop()
             stack.callback(self._loop.close)
             thread = threading.Thread(target=self._loop.run_forever, name="tasks", daemon=True)

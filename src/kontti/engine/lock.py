@@ -15,11 +15,13 @@ NAME = "kontti.lock"
 class RootLock:
     """Holds ``root`` for this process, described by ``owner``, until closed.
 
+    ``what`` it is called in errors.
+
     Raises FailedPrecondition, naming the holder, where another process has it. The kernel lets go
     of it when the process ends, however that happens.
     """
 
-    def __init__(self, root: str, owner: str) -> None:
+    def __init__(self, root: str, owner: str, what: str = "root") -> None:
         os.makedirs(root, mode=0o711, exist_ok=True)
         path = os.path.join(root, NAME)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -28,7 +30,7 @@ class RootLock:
         except BlockingIOError:
             os.close(self._fd)
             holder = holder_of(root)
-            raise FailedPrecondition(f"root {root} is in use by {holder or 'another'}") from None
+            raise FailedPrecondition(f"{what} {root} is in use by {holder or 'another'}") from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{owner} (pid {os.getpid()})\n".encode(), 0)
 

@@ -87,7 +87,7 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         stores = await asyncio.to_thread(Stores, settings.stores)
         stack.push_async_callback(asyncio.to_thread, stores.close)
         # two daemons on one state directory would bury each other's tasks
-        stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner))
+        stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
         rows = plugin_rows(stores.failures, settings.disabled_plugins)
         check_required(rows, settings.required_plugins)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
