@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -65,16 +66,16 @@ def fill(message: RuntimeMessage, rng: random.Random, depth: int = 0) -> None:
             setattr(message, field.name, value(field, rng))
 
 
-def fill_map(target: object, entry: Descriptor, rng: random.Random, depth: int) -> None:
+def fill_map(target: Any, entry: Any, rng: random.Random, depth: int) -> None:
     key, item = entry.fields
     for _ in range(rng.randint(0, 3)):
         if item.message_type is None:
-            target[value(key, rng)] = value(item, rng)  # type: ignore[index]
+            target[value(key, rng)] = value(item, rng)
         else:
-            fill(target[value(key, rng)], rng, depth + 1)  # type: ignore[index]
+            fill(target[value(key, rng)], rng, depth + 1)
 
 
-def value(field: FieldDescriptor, rng: random.Random) -> object:
+def value(field: Any, rng: random.Random) -> object:
     kind = field.cpp_type
     if kind == FieldDescriptor.CPPTYPE_STRING:
         text = rng.choice(TEXT)

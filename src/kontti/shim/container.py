@@ -13,6 +13,7 @@ from kontti.shim.oom import OomWatch
 from kontti.shim.process import DELETE, PAUSED, STOPPED, Process
 from kontti.shim.stdio import Names, Stdio
 from kontti.wire.messages.types.runc.options.oci import Options
+from kontti.wire.typeurl import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ class Container:
 
 def _options(request: CreateTaskRequest) -> Options:
     packed = request.options
-    if packed is None or not packed.type_url.endswith(Options.NAME):
+    if packed is None or name_of(packed.type_url) != Options.NAME:
         return Options()
     return Options.decode(packed.value)
 

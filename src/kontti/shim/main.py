@@ -26,6 +26,7 @@ from kontti.version import VERSION
 from kontti.wire.messages.google import Any
 from kontti.wire.messages.types.introspection import RuntimeInfo, RuntimeVersion
 from kontti.wire.messages.types.runc.options.oci import Options
+from kontti.wire.typeurl import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def read_input() -> bytes:
 def info(data: bytes) -> RuntimeInfo:
     """What this shim is and what the OCI runtime can do; ``data`` is an Any of its options."""
     packed = Any.decode(data)
-    named = packed.type_url.endswith(Options.NAME)
+    named = name_of(packed.type_url) == Options.NAME
     options = Options.decode(packed.value) if named else Options()
     features = read_features(find(options.binary_name))
     return RuntimeInfo(

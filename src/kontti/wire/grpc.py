@@ -99,7 +99,7 @@ class ClientConnection:
         if problem is None and received.headers is not None:
             status = dict(received.headers)
             if received.ended:
-                problem = _status(status)
+                problem = _status(status) or self._cut_short(stream)
             elif status.get(":status") != "200":
                 problem = Unavailable(f"http status {status.get(':status')}")
         if received.ended or problem is not None:
@@ -109,6 +109,9 @@ class ClientConnection:
                 self._http.reset(stream)
             self._buffers.pop(stream, None)
             events.append(CallEnded(stream, problem))
+
+    def _cut_short(self, stream: int) -> Error | None:
+        return Internal("the call ended inside a message") if self._buffers[stream] else None
 
     def _messages(self, stream: int, data: bytes, events: list[Event]) -> Error | None:
         buffer = self._buffers[stream]
@@ -129,7 +132,7 @@ def _status(headers: dict[str, str]) -> Error | None:
     text = headers.get("grpc-status")
     if text is None:
         return Unavailable(f"no gRPC status, http status {headers.get(':status', 'unknown')}")
-    code = int(text) if text.isdigit() else 2
+    code = int(text) if len(text) < 4 and text.isascii() and text.isdigit() else 2
     return from_code(code, _unquote(headers.get("grpc-message", ""))) if code else None
 
 

@@ -153,6 +153,8 @@ class Decoder:
                 headers.append(self._entry(index))
             elif byte & 0xE0 == 0x20:
                 limit, pos = _integer(block, pos, 5)
+                if headers:
+                    raise HeaderError("hpack: table changes inside a block")
                 if limit > MAX_TABLE:
                     raise HeaderError("hpack: table is too large")
                 self._limit = limit

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from kontti.errors import Error, Unavailable
+from kontti.errors import (
+    Canceled,
+    Error,
+    Internal,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from kontti.wire.hpack import Decoder, Header, HeaderError, encode
 
 TYPE_CHECKING = False
@@ -18,7 +25,9 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, ENABLE_PUSH = 4, 5, 2
 DEFAULT_WINDOW = 65535
 OUR_WINDOW = 4 << 20
 OUR_FRAME = 1 << 20
-CANCEL = 8
+MAX_WINDOW = (1 << 31) - 1
+FRAME_SIZES = range(1 << 14, 1 << 24)
+REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM, INADEQUATE_SECURITY = 7, 8, 11, 12
 MAX_BLOCK = 256 << 10
 
 
@@ -58,7 +67,7 @@ class Http2Connection:
         self._peer_initial = DEFAULT_WINDOW
         self._peer_frame = 16384
         self._windows: dict[int, int] = {}
-        self._unsent: dict[int, list[tuple[bytes, bool]]] = {}
+        self._unsent: dict[int, list[tuple[memoryview, bool]]] = {}
         self._consumed: dict[int, int] = {}
         self._consumed_all = 0
         self._block: tuple[int, bool, bytearray] | None = None
@@ -68,17 +77,18 @@ class Http2Connection:
         """Start a stream; raises Unavailable where the peer takes no more."""
         if self._ended_by is not None:
             raise self._ended_by
+        block = encode(headers)
         stream = self._next
         self._next += 2
         self._windows[stream] = self._peer_initial
         self._consumed[stream] = 0
-        self._out += _frame(HEADERS, END_HEADERS, stream, encode(headers))
+        self._out += _frame(HEADERS, END_HEADERS, stream, block)
         return stream
 
     def send(self, stream: int, data: bytes, *, end: bool) -> None:
         """Queue data on a stream, sent as far as the peer's window goes."""
         if stream in self._windows:
-            self._unsent.setdefault(stream, []).append((data, end))
+            self._unsent.setdefault(stream, []).append((memoryview(data), end))
             self._push(stream)
 
     def pending(self, stream: int) -> int:
@@ -125,6 +135,7 @@ class Http2Connection:
     def _take(self, kind: int, flags: int, stream: int, body: bytes) -> list[Received]:
         if self._block is not None and kind != CONTINUATION:
             raise Unavailable("http2: header block is interrupted")
+        _check_length(kind, len(body))
         if kind == DATA:
             return self._take_data(flags, stream, body)
         if kind in (HEADERS, CONTINUATION):
@@ -139,6 +150,8 @@ class Http2Connection:
             self._out += _frame(PING, ACK, 0, body)
         elif kind == WINDOW_UPDATE:
             self._take_window(stream, body)
+        elif kind == PUSH_PROMISE:
+            raise Unavailable("http2: the peer pushes, though it may not")
         return []
 
     def _take_data(self, flags: int, stream: int, body: bytes) -> list[Received]:
@@ -159,12 +172,13 @@ class Http2Connection:
 
     def _take_headers(self, kind: int, flags: int, stream: int, body: bytes) -> list[Received]:
         if kind == HEADERS:
-            block = _unpadded(flags, body)
-            if flags & HAS_PRIORITY:
-                block = block[5:]
+            block = _without_priority(flags, _unpadded(flags, body))
             self._block = (stream, bool(flags & END_STREAM), bytearray(block))
         elif self._block is None or self._block[0] != stream:
             raise Unavailable("http2: continuation of nothing")
+        elif not body and not flags & END_HEADERS:
+            # frames that add nothing could go on for ever
+            raise Unavailable("http2: continuation without anything in it")
         else:
             self._block[2].extend(body)
         if len(self._block[2]) > MAX_BLOCK:
@@ -184,9 +198,7 @@ class Http2Connection:
         if stream not in self._windows:
             return []
         self._forget(stream)
-        code = int.from_bytes(body[:4], "big")
-        error = Unavailable(f"http2: stream was reset with code {code}")
-        return [Received(stream, ended=True, error=error)]
+        return [Received(stream, ended=True, error=_reset_error(int.from_bytes(body, "big")))]
 
     def _take_goaway(self, body: bytes) -> list[Received]:
         last = int.from_bytes(body[:4], "big") & 0x7FFFFFFF
@@ -200,26 +212,34 @@ class Http2Connection:
     def _take_settings(self, flags: int, body: bytes) -> None:
         if flags & ACK:
             return
-        for pos in range(0, len(body) - 5, 6):
+        if len(body) % 6:
+            raise Unavailable("http2: settings are cut short")
+        for pos in range(0, len(body), 6):
             name = int.from_bytes(body[pos : pos + 2], "big")
-            value = int.from_bytes(body[pos + 2 : pos + 6], "big")
-            if name == INITIAL_WINDOW_SIZE:
-                change = value - self._peer_initial
-                self._peer_initial = value
-                for stream in self._windows:
-                    self._windows[stream] += change
-            elif name == MAX_FRAME_SIZE:
-                self._peer_frame = value
+            self._take_setting(name, int.from_bytes(body[pos + 2 : pos + 6], "big"))
         self._out += _frame(SETTINGS, ACK, 0, b"")
         self._push_all()
 
+    def _take_setting(self, name: int, value: int) -> None:
+        if name == INITIAL_WINDOW_SIZE:
+            change = value - self._peer_initial
+            self._peer_initial = _checked_window(value)
+            for stream in self._windows:
+                self._windows[stream] = _checked_window(self._windows[stream] + change)
+        elif name == MAX_FRAME_SIZE:
+            if value not in FRAME_SIZES:
+                raise Unavailable(f"http2: frames cannot be of {value} bytes")
+            self._peer_frame = value
+
     def _take_window(self, stream: int, body: bytes) -> None:
-        more = int.from_bytes(body[:4], "big") & 0x7FFFFFFF
+        more = int.from_bytes(body, "big") & 0x7FFFFFFF
+        if not more:
+            raise Unavailable("http2: window grows by nothing")
         if stream == 0:
-            self._peer_window += more
+            self._peer_window = _checked_window(self._peer_window + more)
             self._push_all()
         elif stream in self._windows:
-            self._windows[stream] += more
+            self._windows[stream] = _checked_window(self._windows[stream] + more)
             self._push(stream)
 
     def _push_all(self) -> None:
@@ -234,7 +254,7 @@ class Http2Connection:
             room = min(self._peer_window, self._windows[stream], self._peer_frame)
             if data and room <= 0:
                 return
-            piece, rest = data[:room] if data else b"", data[room:] if data else b""
+            piece, rest = (data[:room], data[room:]) if data else (data, data)
             flags = END_STREAM if end and not rest else 0
             self._out += _frame(DATA, flags, stream, piece)
             self._peer_window -= len(piece)
@@ -251,7 +271,7 @@ class Http2Connection:
         self._consumed.pop(stream, None)
 
 
-def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+def _frame(kind: int, flags: int, stream: int, body: bytes | memoryview) -> bytes:
     return len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + body
 
 
@@ -265,3 +285,34 @@ def _unpadded(flags: int, body: bytes) -> bytes:
     if not body or body[0] >= len(body):
         raise Unavailable("http2: padding is longer than its frame")
     return body[1 : len(body) - body[0]]
+
+
+def _without_priority(flags: int, body: bytes) -> bytes:
+    if not flags & HAS_PRIORITY:
+        return body
+    if len(body) < 5:
+        raise Unavailable("http2: headers are cut short")
+    return body[5:]
+
+
+def _check_length(kind: int, length: int) -> None:
+    wanted = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}.get(kind, length)
+    if length != wanted or (kind == GOAWAY and length < 8):
+        raise Unavailable(f"http2: frame of type {kind} has {length} bytes")
+
+
+def _checked_window(size: int) -> int:
+    if size > MAX_WINDOW:
+        raise Unavailable("http2: window is too large")
+    return size
+
+
+def _reset_error(code: int) -> Error:
+    """A reset's error as gRPC tells them apart (PROTOCOL-HTTP2.md, "Errors")."""
+    known: dict[int, type[Error]] = {
+        REFUSED_STREAM: Unavailable,
+        CANCEL: Canceled,
+        ENHANCE_YOUR_CALM: ResourceExhausted,
+        INADEQUATE_SECURITY: PermissionDenied,
+    }
+    return known.get(code, Internal)(f"http2: stream was reset with code {code}")
