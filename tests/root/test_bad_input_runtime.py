@@ -269,7 +269,7 @@ SECOND: dict[str, tuple[frozenset[str], str]] = {
         frozenset(("root",)),
         r"root .*/root is in use by the daemon at .*c\.sock \(pid \d+\)",
     ),
-    "state": (frozenset(("state",)), r"root .*/state is in use by the daemon at .*c\.sock"),
+    "state": (frozenset(("state",)), r"state .*/state is in use by the daemon at .*c\.sock"),
     "address": (frozenset(("c.sock",)), r"c\.sock(\.ttrpc)? is in use by another daemon"),
     "everything": (frozenset(("root", "state", "c.sock")), r"/root is in use by the daemon at"),
 }
