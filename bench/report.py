@@ -6,9 +6,15 @@ import statistics
 from collections.abc import Sequence
 
 from bench.measure import Comparison
+from bench.memory import Footprint
 
 
-def render(results: Sequence[Comparison], machine: str, peers: Sequence[str]) -> str:
+def render(
+    results: Sequence[Comparison],
+    footprints: Sequence[Footprint],
+    machine: str,
+    peers: Sequence[str],
+) -> str:
     """A table of medians and ratios, the commands, and what it ran on."""
     lines = [
         "# Measured against Debian's containerd",
@@ -22,6 +28,13 @@ def render(results: Sequence[Comparison], machine: str, peers: Sequence[str]) ->
         "| what | kontti, median | containerd, median | ratio | target | rounds |",
         "|---|---|---|---|---|---|",
         *(_row(r) for r in results),
+        "",
+        "| memory (PSS) | kontti | containerd | ratio |",
+        "|---|---|---|---|",
+        *(
+            f"| {f.name} | {f.ours:.1f} MiB | {f.theirs:.1f} MiB | {f.ratio:.2f} |"
+            for f in footprints
+        ),
         "",
         "| what | command | kontti min-max | containerd min-max |",
         "|---|---|---|---|",
@@ -37,6 +50,10 @@ def _row(result: Comparison) -> str:
         f"| {result.name} | {_ms(ours)} | {_ms(theirs)} | {result.ratio:.2f} "
         f"| {result.target:.1f} | {len(result.ours)} |"
     )
+
+
+def _memory(found: Footprint) -> str:
+    return f"| {found.name} | {found.ours:.1f} MiB | {found.theirs:.1f} MiB | {found.ratio:.2f} |"
 
 
 def _ms(seconds: float) -> str:

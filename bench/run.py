@@ -16,6 +16,7 @@ from tests.support.daemons import Daemon
 
 from bench.fixtures import fresh_ext4, many_files_layer
 from bench.measure import Comparison, interleaved, timed, timed_together
+from bench.memory import Footprint, daemon_pss, footprint, pss, shims_of
 from bench.report import render
 
 SMALL = "docker.io/library/busybox:bench"
@@ -52,6 +53,49 @@ def import_large(pair: Pair, rounds: int, archive: Path) -> Comparison:
     return interleaved("import of 250 MB in 30,000 files", command, 2.0, rounds, measure, pair)
 
 
+# two daemons' containers of one name would share the OCI runtime's state
+def exec_one(pair: Pair, rounds: int) -> Comparison:
+    for daemon in pair:
+        timed(daemon, "run", "-d", "--null-io", SMALL, f"held-{daemon.kind}", "sleep", "100000")
+
+    def measure(daemon: Daemon, number: int) -> float:
+        return timed(
+            daemon, "tasks", "exec", "--exec-id", f"exec-{number}", f"held-{daemon.kind}", "true"
+        )
+
+    command = "ctr tasks exec --exec-id ID held true"
+    return interleaved("a command in a running container", command, 3.0, rounds, measure, pair)
+
+
+def start_many(pair: Pair, count: int) -> list[Footprint]:
+    """Have ``count`` containers running on both; what their shims hold."""
+    each = {}
+    for daemon in pair:
+        for number in range(count):
+            timed(
+                daemon,
+                "run",
+                "-d",
+                "--null-io",
+                SMALL,
+                f"many-{daemon.kind}-{number}",
+                "sleep",
+                "100000",
+            )
+        listed = daemon.ctr("debian", "tasks", "list").stdout.decode().splitlines()[1:]
+        shims = shims_of([int(line.split()[1]) for line in listed])
+        each[daemon.kind] = sum(pss(pid) for pid in shims) / len(shims)
+    return [footprint(f"a container's shim, of {count}", each)]
+
+
+def list_many(pair: Pair, rounds: int, count: int) -> Comparison:
+    def measure(daemon: Daemon, _number: int) -> float:
+        return timed(daemon, "tasks", "list")
+
+    name = f"list of {count} running containers"
+    return interleaved(name, "ctr tasks list", 1.0, rounds, measure, pair)
+
+
 def machine() -> str:
     """What this ran on, in one line."""
     with open("/proc/cpuinfo") as cpuinfo:
@@ -76,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the quick comparisons")
     parser.add_argument("--imports", type=int, default=5, help="rounds of the import")
+    parser.add_argument("--many", type=int, default=50, help="containers for lists and memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kontti-bench-", dir="/var/tmp") as temporary:
         base = Path(temporary)
@@ -84,17 +129,19 @@ def main() -> None:
         small.write_bytes(images.archive(images.build(), SMALL))
         large.write_bytes(images.archive(images.build([many_files_layer()]), LARGE))
         with fresh_ext4(base) as disk:
-            results = compare(disk, small, large, options)
+            results, footprints = compare(disk, small, large, options)
     peers = [
         version_of("containerd", "--version"),
         version_of("runc", "--version"),
         version_of("crun", "--version"),
     ]
-    RESULTS.write_text(render(results, machine(), peers))
+    RESULTS.write_text(render(results, footprints, machine(), peers))
     print(RESULTS.read_text())
 
 
-def compare(disk: Path, small: Path, large: Path, options: argparse.Namespace) -> list[Comparison]:
+def compare(
+    disk: Path, small: Path, large: Path, options: argparse.Namespace
+) -> tuple[list[Comparison], list[Footprint]]:
     """All comparisons, with both daemons up on ``disk``."""
     with (
         daemons.running("kontti", disk / "kontti") as ours,
@@ -103,6 +150,7 @@ def compare(disk: Path, small: Path, large: Path, options: argparse.Namespace) -
         pair = (ours, theirs)
         for daemon in pair:
             timed(daemon, "images", "import", str(small))
+        footprints = [footprint("the daemon, idle", {d.kind: daemon_pss(d) for d in pair})]
         results = []
         print("one container at a time")
         results.append(run_one(pair, options.rounds))
@@ -110,7 +158,22 @@ def compare(disk: Path, small: Path, large: Path, options: argparse.Namespace) -
         results.append(run_ten(pair, max(3, options.rounds // 4)))
         print("import")
         results.append(import_large(pair, options.imports, large))
-    return results
+        print("exec")
+        results.append(exec_one(pair, options.rounds))
+        print("many containers")
+        footprints += start_many(pair, options.many)
+        results.append(list_many(pair, options.rounds, options.many + 1))
+        remove_all(pair)
+    return results, footprints
+
+
+def remove_all(pair: Pair) -> None:
+    """End every container, so that nothing outlives the daemons."""
+    for daemon in pair:
+        for id in daemon.ctr("debian", "tasks", "list", "-q").stdout.decode().split():
+            timed(daemon, "tasks", "kill", "-s", "KILL", id)
+            timed(daemon, "tasks", "delete", "--force", id)
+            timed(daemon, "containers", "delete", id)
 
 
 if __name__ == "__main__":
