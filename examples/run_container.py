@@ -12,8 +12,11 @@ from kontti.engine.values import Options
 
 def main(archive: str) -> None:
     # a root and state of its own; without arguments: /var/lib/kontti and /run/kontti
-    root, state = tempfile.mkdtemp(prefix="kontti-"), tempfile.mkdtemp(dir="/run")
-    with Engine(root, state) as engine:
+    with (
+        tempfile.TemporaryDirectory(prefix="kontti-") as root,
+        tempfile.TemporaryDirectory(prefix="kontti-", dir="/run") as state,
+        Engine(root, state) as engine,
+    ):
         image = engine.import_image(archive)[0].name  # or engine.pull("alpine").name
 
         # to its end, with its output
