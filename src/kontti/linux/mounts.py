@@ -107,8 +107,13 @@ def mount_all(mounts: Sequence[MountLike], root: str) -> None:
     try:
         for mount in mounts:
             with _target(root, mount.target) as target:
-                mount_one(mount, target)
-            made.append(os.path.join(root, mount.target.lstrip("/")) if mount.target else root)
+                # by the place itself: undone through a symlink's name, a mount of the host goes
+                made.append(os.readlink(target) if mount.target else root)
+                try:
+                    mount_one(mount, target)
+                except BaseException:
+                    made.pop()
+                    raise
     except BaseException:
         for target in reversed(made):
             libc.umount2(target, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
