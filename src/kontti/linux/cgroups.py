@@ -101,5 +101,7 @@ def remove(folder: str) -> None:
     for group in reversed(list(_walk(folder))):
         try:
             os.rmdir(group)
+        except FileNotFoundError:
+            continue
         except OSError:
             return

@@ -10,6 +10,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# PATH_MAX is 4096, a name 255
+_REACH = 3072
+
 
 def fsync_dir(path: str) -> None:
     """Make the names in a directory durable."""
@@ -22,8 +25,9 @@ def fsync_dir(path: str) -> None:
 
 def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
     """Put ``data`` at ``path``: a reader sees the old file or the new one, also after a crash."""
-    temporary = f"{path}.tmp-{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    # of this call alone: two threads may write the same file
+    temporary = f"{path}.tmp-{os.urandom(6).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb") as file:
             file.write(data)
@@ -60,7 +64,10 @@ def fill_ahead(path: str, size: int) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a tree, of whatever modes; one that is not there is no error. Raises OSError."""
+    """Remove a tree, of whatever modes and depth; one that is not there is no error.
+
+    Raises OSError.
+    """
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -77,20 +84,25 @@ def remove_tree(path: str) -> None:
             os.rmdir(current)
             continue
         stack.append((current, True))
-        with _scan(current) as entries:
+        if not os.access(current, os.R_OK | os.W_OK | os.X_OK):
+            os.chmod(current, 0o700)
+        with os.scandir(current) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    stack.append((entry.path, False))
+                    stack.append((_within_reach(entry.path, path), False))
                 else:
                     os.unlink(entry.path)
 
 
-def _scan(path: str) -> os._ScandirIterator[str]:
-    try:
-        return os.scandir(path)
-    except PermissionError:
+def _within_reach(path: str, top: str) -> str:
+    """``path``, moved up to ``top`` where names below it could be longer than the kernel takes."""
+    if len(os.fsencode(path)) <= _REACH:
+        return path
+    if not os.access(path, os.W_OK):
         os.chmod(path, 0o700)
-        return os.scandir(path)
+    nearer = os.path.join(top, f".deep-{os.urandom(8).hex()}")
+    os.rename(path, nearer)
+    return nearer
 
 
 def usage(root: str) -> tuple[int, int]:
@@ -148,6 +160,8 @@ def copy_tree(source: str, target: str) -> None:
 
 def _copy_one(entry: os.DirEntry[str], target: str, links: dict[tuple[int, int], str]) -> None:
     found = entry.stat(follow_symlinks=False)
+    if stat.S_ISSOCK(found.st_mode):
+        return
     key = (found.st_dev, found.st_ino)
     if key in links:
         os.link(links[key], target, follow_symlinks=False)
@@ -158,8 +172,6 @@ def _copy_one(entry: os.DirEntry[str], target: str, links: dict[tuple[int, int],
         _copy_file(entry.path, target)
     elif stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(entry.path), target)
-    elif stat.S_ISSOCK(found.st_mode):
-        return
     else:
         os.mknod(target, found.st_mode, found.st_rdev)
     copy_attributes(entry.path, target)
@@ -188,7 +200,11 @@ def _copy_range(read: int, write: int, count: int) -> int:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        return os.write(write, os.read(read, min(count, 1 << 20)))
+        data = os.read(read, min(count, 1 << 20))
+        left = memoryview(data)
+        while left:
+            left = left[os.write(write, left) :]
+        return len(data)
 
 
 def copy_attributes(source: str, target: str) -> None:

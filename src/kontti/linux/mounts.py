@@ -116,8 +116,16 @@ def mount_all(mounts: Sequence[MountLike], root: str) -> None:
                     raise
     except BaseException:
         for target in reversed(made):
-            libc.umount2(target, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
+            _undo(target)
         raise
+
+
+def _undo(target: str) -> None:
+    try:
+        libc.umount2(target, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
+    except OSError:
+        # what failed first is told; the others are still to be undone
+        return
 
 
 class _target:  # noqa: N801 used as a function
@@ -153,6 +161,8 @@ def mount_one(mount: MountLike, target: str) -> None:
     elif mount.type == "overlay" and len(",".join(data)) >= PAGE - 1:
         _overlay(target, flags, data)
     else:
+        if len(",".join(data)) >= PAGE:
+            raise InvalidArgument("mount options are longer than a page")  # the kernel cuts them
         libc.mount(mount.source, target, mount.type, flags, ",".join(data))
     if propagation:
         libc.mount(None, target, None, propagation, None)
@@ -170,8 +180,8 @@ def _bind(source: str, target: str, flags: int) -> None:
 
 
 def _kept(target: str) -> int:
-    """Flags of the source's own mount: a user namespace may not clear them."""
-    known = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+    """Flags of the source's own mount: a bind takes none away, a user namespace may not."""
+    known = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
     return os.statvfs(target).f_flag & known
 
 

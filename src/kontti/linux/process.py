@@ -71,9 +71,7 @@ def run(
 
     Output past ``limit`` bytes of each stream is thrown away.
     """
-    in_read, in_write = os.pipe()
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
+    (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(3)
     try:
         pid = spawn(argv, env=env, stdin=in_read, stdout=out_write, stderr=err_write)
     except BaseException:
@@ -92,6 +90,19 @@ def run(
         os.waitpid(pid, 0)
         raise
     return Completed(code, out, err)
+
+
+def _pipes(count: int) -> list[tuple[int, int]]:
+    """That many, or none: short of descriptors is when a leak hurts."""
+    made: list[tuple[int, int]] = []
+    try:
+        for _ in range(count):
+            made.append(os.pipe())  # noqa: PERF401 those made so far are to be closed
+    except OSError:
+        for fd in sum(made, ()):
+            os.close(fd)
+        raise
+    return made
 
 
 def _exchange(
@@ -148,7 +159,10 @@ def wait(pid: int, timeout: float | None) -> int:
     if timeout is not None:
         fd = os.pidfd_open(pid)
         try:
-            if not select.select([fd], [], [], timeout)[0]:
+            # not select(2), which knows descriptors below 1024 only
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            if not poller.poll(timeout * 1000):
                 raise TimeoutError(f"process {pid} did not end in {timeout:.1f} s")
         finally:
             os.close(fd)
@@ -172,7 +186,7 @@ def set_pdeathsig(number: int) -> None:
 
 def signal_number(text: str) -> int:
     """``SIGTERM``, ``TERM``, ``term`` or ``15`` as a number; raises ValueError."""
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         number = int(text)
         if 0 < number < signal.NSIG:
             return number
@@ -180,9 +194,19 @@ def signal_number(text: str) -> int:
     name = text.upper()
     name = name if name.startswith("SIG") else f"SIG{name}"
     if name.startswith(("SIGRTMIN", "SIGRTMAX")):
-        base = signal.SIGRTMIN if name.startswith("SIGRTMIN") else signal.SIGRTMAX
-        return int(base) + int(name[8:] or 0)
+        return _realtime(text, name)
     try:
         return int(signal.Signals[name])
     except KeyError:
         raise ValueError(f"unknown signal {text!r}") from None
+
+
+def _realtime(text: str, name: str) -> int:
+    base = signal.SIGRTMIN if name.startswith("SIGRTMIN") else signal.SIGRTMAX
+    sign, offset = name[8:9], name[9:]
+    if sign and (sign not in "+-" or not offset.isascii() or not offset.isdigit()):
+        raise ValueError(f"unknown signal {text!r}")
+    number = base + int(f"{sign}{offset}" or 0)
+    if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+        raise ValueError(f"unknown signal {text!r}")
+    return number

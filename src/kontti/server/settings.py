@@ -67,6 +67,7 @@ def store_settings(config: Config, address: str) -> StoreSettings:
         overlay_options={
             "upperdir_label": overlay.upperdir_label,
             "sync_remove": overlay.sync_remove,
+            "slow_chown": overlay.slow_chown,
             "mount_options": overlay.mount_options,
         },
         native_root=config.plugin(sections.Native).root_path,

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kontti.errors import Error, ResourceExhausted
@@ -28,10 +30,15 @@ class Directories:
         self.root = root
         self.trees = os.path.join(root, "snapshots")
         self._sync_remove = sync_remove
+        self._cleaning = threading.Lock()
         os.makedirs(self.trees, mode=0o700, exist_ok=True)
         self.records = Records(os.path.join(root, "metadata.db"))
-        self.rename_leftovers()
-        self.restore_lost()
+        try:
+            self.rename_leftovers()
+            self.restore_lost()
+        except BaseException:
+            self.records.close()
+            raise
 
     def path(self, number: int) -> str:
         """A snapshot's directory."""
@@ -39,22 +46,30 @@ class Directories:
 
     def stat(self, key: str) -> Info:
         """Raises NotFound."""
-        return self.records.get(key).info
+        return self.info(self.records.get(key))
+
+    def info(self, record: Record) -> Info:
+        """What is told of a snapshot."""
+        return record.info
 
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels."""
-        return self.records.update(info, paths)
+        return self.info(self.records.update(info, paths))
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
         """Those that match."""
-        return self.records.walk(filters)
+        return map(self.info, self.records.walk(filters))
 
     def usage(self, key: str) -> Usage:
         """What was measured at commit, or what an active snapshot takes now."""
         record = self.records.get(key)
         if record.info.kind is Kind.ACTIVE:
-            return Usage(*fs.usage(self.tree(record.id)))
+            return self._measure(record)
         return record.usage
+
+    def _measure(self, record: Record) -> Usage:
+        with tree_errors(f"snapshot {record.info.name}"):
+            return Usage(*fs.usage(self.tree(record.id)))
 
     def tree(self, number: int) -> str:
         """The directory that holds a snapshot's own files."""
@@ -67,9 +82,10 @@ class Directories:
         record = self.records.get(key)
         usage = Usage()
         if record.info.kind is Kind.ACTIVE:
-            usage = Usage(*fs.usage(self.tree(record.id)))
-            self.sync()
-        self.records.commit(name, key, labels, usage, parent)
+            usage = self._measure(record)
+            with tree_errors(f"snapshot {key}"):
+                self.sync()
+        self.records.commit(name, record, labels, usage, parent)
 
     def sync(self) -> None:
         """Have the file system write everything out.
@@ -86,46 +102,71 @@ class Directories:
         """Forget it now; its directory is deleted by ``cleanup``, or at once with sync_remove."""
         number = self.records.remove(key)
         try:
+            self._put_away(number)
+            if self._sync_remove:
+                self.cleanup()
+        except (Error, OSError) as error:
+            # it is forgotten for good: its directory is left for the next cleanup
+            log.warning(
+                "%s: snapshot %s is removed, its directory is not: %s", self.root, key, error
+            )
+
+    def _put_away(self, number: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
             os.rename(self.path(number), os.path.join(self.trees, f"rm-{number}"))
-        except FileNotFoundError:
-            return
-        if self._sync_remove:
-            self.cleanup()
 
     def rename_leftovers(self) -> None:
         """After a crash: directories that no record names, and ones that were never finished."""
-        known = self.records.ids()
+        known = {str(number) for number in self.records.ids()}
         for name in os.listdir(self.trees):
-            number = name.removeprefix("new-")
-            unknown = name.isdigit() and int(name) not in known
+            unknown = name.isdecimal() and name not in known
             if unknown or name.startswith("new-"):
-                target = os.path.join(self.trees, f"rm-{number}-{os.getpid()}")
-                os.rename(os.path.join(self.trees, name), target)
+                # a number is given out again where its record was lost: two crashes, two leftovers
+                target = f"rm-{name.removeprefix('new-')}-{secrets.token_hex(4)}"
+                os.rename(os.path.join(self.trees, name), os.path.join(self.trees, target))
 
     def restore_lost(self) -> None:
         """After a power loss: the directory of a snapshot that was never committed may be gone,
         with what was written to it; it is made anew, as it was prepared."""
         for number in sorted(self.records.ids(Kind.ACTIVE, Kind.VIEW)):
-            if os.path.isdir(self.path(number)):
+            if os.path.isdir(self.tree(number)):
                 continue
             kind, parents = self.records.numbered(number)
             log.warning("%s: directory of snapshot %d is lost; making it anew", self.root, number)
-            self.make(kind, number, parents)
+            try:
+                self.make(kind, number, parents)
+            except OSError as error:
+                # the others are whole: one that cannot be had again must not keep them away
+                log.warning("%s: snapshot %d is lost: %s", self.root, number, error)
+                fs.remove_tree(self.draft(number))
 
     def make(self, kind: Kind, number: int, parents: list[int]) -> None:
         """Make a snapshot's directory, whole at once."""
         raise NotImplementedError
 
     def cleanup(self) -> None:
-        """Delete the directories of removed snapshots."""
-        done = []
-        for name in os.listdir(self.trees):
-            if name.startswith("rm-"):
-                with tree_errors(name):
-                    fs.remove_tree(os.path.join(self.trees, name))
-                done.append(int(name.split("-")[1]))
-        if done:
-            self.records.forget_removed(done)
+        """Delete the directories of removed snapshots; raises Error when all were tried."""
+        with self._cleaning:
+            noted = self.records.removed()
+            failures = [e for e in map(self._delete, self._put_all_away(noted)) if e]
+            if failures:
+                raise failures[0]
+            if noted:
+                self.records.forget_removed(noted)
+
+    def _put_all_away(self, noted: list[int]) -> list[str]:
+        with tree_errors(self.trees):
+            for number in noted:
+                self._put_away(number)
+            return [name for name in os.listdir(self.trees) if name.startswith("rm-")]
+
+    def _delete(self, name: str) -> Error | None:
+        try:
+            with tree_errors(name):
+                fs.remove_tree(os.path.join(self.trees, name))
+        except Error as error:
+            return error
+        return None
 
     def record(
         self, info: Info, build: Callable[[int, list[int]], None]
@@ -141,13 +182,15 @@ class Directories:
             with tree_errors(f"snapshot {info.name}"):
                 build(number, parents)
 
-        try:
-            return self.records.create(info.kind, info.name, info.parent, info.labels, make)
-        except BaseException:
-            for number in made:
-                fs.remove_tree(self.draft(number))
-                fs.remove_tree(self.path(number))
-            raise
+        # to the end: a number that was rolled back is the next one's, and so is its directory
+        with self.records.lock:
+            try:
+                return self.records.create(info.kind, info.name, info.parent, info.labels, make)
+            except BaseException:
+                for number in made:
+                    fs.remove_tree(self.draft(number))
+                    fs.remove_tree(self.path(number))
+                raise
 
     def draft(self, number: int) -> str:
         """Where a directory is made, until it is whole."""

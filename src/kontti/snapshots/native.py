@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping
 
+from kontti.errors import NotFound, Unimplemented
 from kontti.linux import fs
 from kontti.snapshots.base import Info, Kind
 from kontti.snapshots.directories import Directories, tree_errors
@@ -33,12 +34,18 @@ class NativeSnapshotter(Directories):
             with tree_errors(f"snapshot {key}"):
                 self._draft(kind, draft, above)
             record, parents = self.record(
-                Info(kind, key, parent, labels), lambda number, _: self.publish(number, draft)
+                Info(kind, key, parent, labels),
+                lambda number, parents: self._adopt(number, draft, parents, above),
             )
         except BaseException:
             fs.remove_tree(self.draft(draft))
             raise
         return self._mounts(record, parents)
+
+    def _adopt(self, number: int, draft: int, parents: list[int], copied: int | None) -> None:
+        if copied is not None and parents[0] != copied:
+            raise NotFound("parent snapshot was removed meanwhile")
+        self.publish(number, draft)
 
     def _draft(self, kind: Kind, number: int, parent: int | None) -> None:
         os.mkdir(self.draft(number), 0o755)
@@ -49,6 +56,14 @@ class NativeSnapshotter(Directories):
         """A copy of the parent, or nothing where that is shown itself."""
         self._draft(kind, number, parents[0] if parents else None)
         self.publish(number, number)
+
+    def commit(
+        self, name: str, key: str, labels: Mapping[str, str] = EMPTY, parent: str | None = None
+    ) -> None:
+        """As elsewhere, without rebase: what was deleted from the parent cannot be told."""
+        if parent and not self.records.get(key).info.parent:
+            raise Unimplemented(f"snapshot {key}: native snapshots cannot be rebased")
+        super().commit(name, key, labels, parent)
 
     def mounts(self, key: str) -> list[Mount]:
         """How to mount an active snapshot or a view."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from kontti.errors import Unimplemented
+from kontti.errors import InvalidArgument, Unimplemented
 from kontti.linux import libc, mounts
 from kontti.snapshots.base import Info, Kind
 from kontti.snapshots.directories import Directories
@@ -18,10 +19,15 @@ from kontti.values import EMPTY, Mount
 
 UPPERDIR_LABEL = "containerd.io/snapshot/overlay.upperdir"
 MAPPING_LABELS = ("containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping")
+MAX_ID = (1 << 32) - 2
 
 
 class OverlaySnapshotter(Directories):
-    """snapshots.base.Snapshotter in ``root``; options are named as the original's settings."""
+    """snapshots.base.Snapshotter in ``root``; options are named as the original's settings.
+
+    ``slow_chown`` takes snapshots with id mappings in their labels, for clients that have made a
+    parent with mapped owners (there are no id-mapped mounts here); without it they are refused.
+    """
 
     def __init__(
         self,
@@ -29,11 +35,20 @@ class OverlaySnapshotter(Directories):
         *,
         upperdir_label: bool = False,
         sync_remove: bool = False,
+        slow_chown: bool = False,
         mount_options: Sequence[str] = (),
     ) -> None:
-        super().__init__(root, sync_remove=sync_remove)
         self._upperdir_label = upperdir_label
-        self._options = tuple(mount_options) or default_options()
+        self._slow_chown = slow_chown
+        self._options = with_defaults(mount_options)
+        super().__init__(root, sync_remove=sync_remove)
+
+    def info(self, record: Record) -> Info:
+        """With the upper directory's path, where that is wanted."""
+        if not self._upperdir_label:
+            return record.info
+        labels = {**record.info.labels, UPPERDIR_LABEL: self.tree(record.id)}
+        return replace(record.info, labels=labels)
 
     def tree(self, number: int) -> str:
         """The upper directory."""
@@ -48,15 +63,19 @@ class OverlaySnapshotter(Directories):
         return self._create(Kind.VIEW, key, parent, labels)
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        if any(label in labels for label in MAPPING_LABELS):
-            raise Unimplemented("id-mapped snapshots")
+        owner = mapped_root(labels)
+        if owner and not self._slow_chown:
+            raise Unimplemented("id-mapped snapshots, unless `slow_chown` is configured")
 
         record, parents = self.record(
-            Info(kind, key, parent, labels), lambda number, above: self.make(kind, number, above)
+            Info(kind, key, parent, labels),
+            lambda number, above: self.make(kind, number, above, owner),
         )
         return self._mounts(record, parents)
 
-    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+    def make(
+        self, kind: Kind, number: int, parents: list[int], owner: tuple[int, int] | None = None
+    ) -> None:
         """An upper directory that looks like the parent's, and one for overlayfs to work in."""
         new = self.draft(number)
         os.mkdir(new, 0o700)
@@ -69,6 +88,8 @@ class OverlaySnapshotter(Directories):
             above = os.stat(self.tree(parents[0]))
             os.chown(upper, above.st_uid, above.st_gid)
             os.chmod(upper, above.st_mode & 0o7777)
+        if owner:
+            os.chown(upper, *owner)
         self.publish(number, number)
 
     def mounts(self, key: str) -> list[Mount]:
@@ -91,15 +112,41 @@ class OverlaySnapshotter(Directories):
         return [Mount("overlay", "overlay", tuple(options))]
 
 
-def default_options() -> tuple[str, ...]:
-    """``index=off`` where the kernel has the index (a layer may be lower to many), ``userxattr``
-    where only that works: in a user namespace."""
-    options = []
-    if os.path.exists("/sys/module/overlay/parameters/index"):
-        options.append("index=off")
+def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
+    """Who root is on the host by the labels' id mappings, None without; raises InvalidArgument."""
+    if not any(label in labels for label in MAPPING_LABELS):
+        return None
+    uid, gid = (_mapped(labels.get(label, "")) for label in MAPPING_LABELS)
+    return uid, gid
+
+
+def _mapped(mappings: str) -> int:
+    """What 0 is mapped to by ``container-id:host-id:length``s with commas between."""
+    for mapping in mappings.split(","):
+        parts = mapping.split(":")
+        if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) < 11 for p in parts):
+            raise InvalidArgument(f"malformed id mapping {mapping!r:.80}")
+        inside, outside, length = map(int, parts)
+        if not length or max(inside, outside) + length - 1 > MAX_ID:
+            raise InvalidArgument(f"id mapping {mapping!r:.80} is out of range")
+        if inside == 0:
+            return outside
+    raise InvalidArgument(f"id mappings {mappings!r:.80} leave root out")
+
+
+def with_defaults(options: Sequence[str]) -> tuple[str, ...]:
+    """``options``, with defaults of those they do not name.
+
+    ``userxattr`` where only that works: in a user namespace; ``index=off`` where the kernel has
+    the index: a layer may be lower to many.
+    """
+    added = []
     if _in_user_namespace() and mounts.kernel_version() >= (5, 11):
-        options.append("userxattr")
-    return tuple(options)
+        added.append("userxattr")
+    if os.path.exists("/sys/module/overlay/parameters/index"):
+        added.append("index=off")
+    named = {option.partition("=")[0] for option in options}
+    return (*options, *(option for option in added if option.partition("=")[0] not in named))
 
 
 def _in_user_namespace() -> bool:

@@ -48,17 +48,25 @@ class Record:
 
 
 class Records:
-    """The file at ``path``. Every method is one transaction, durable when it returns."""
+    """The file at ``path``. Every method is one transaction, durable when it returns.
+
+    ``lock`` keeps other threads out, for who must do more than one thing undisturbed.
+    """
 
     def __init__(self, path: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._lock = threading.RLock()
-        self._db = open_durable(path)
-        self._db.executescript(_SCHEMA)
+        self.lock = threading.RLock()
+        with _database_errors():
+            self._db = open_durable(path)
+            try:
+                self._db.executescript(_SCHEMA)
+            except BaseException:
+                self._db.close()
+                raise
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _database_errors():
+        with self.lock, _database_errors():
             if self._db.in_transaction:
                 yield self._db
                 return
@@ -77,7 +85,7 @@ class Records:
 
     def get(self, name: str) -> Record:
         """Raises NotFound."""
-        with self._lock, _database_errors():
+        with self.lock, _database_errors():
             row = self._db.execute(
                 f"SELECT {_COLUMNS} {_FROM} WHERE s.name = ?", (name,)
             ).fetchone()
@@ -87,7 +95,7 @@ class Records:
 
     def chain(self, name: str) -> tuple[Record, list[int]]:
         """A snapshot, and its parents' numbers from the nearest to the first."""
-        with self._lock, _database_errors():
+        with self.lock, _database_errors():
             record = self.get(name)
             rows = self._db.execute(
                 "WITH RECURSIVE above(id, parent, level) AS ("
@@ -142,11 +150,14 @@ class Records:
         return record.id
 
     def commit(
-        self, name: str, key: str, labels: Mapping[str, str], usage: Usage, parent: str | None
+        self, name: str, old: Record, labels: Mapping[str, str], usage: Usage, parent: str | None
     ) -> None:
-        """Turn active ``key`` into committed ``name``, over ``parent`` where that is given."""
+        """Turn active ``old`` into committed ``name``, over ``parent`` where that is given."""
+        key = old.info.name
         with self._transaction() as db:
             record = self.get(key)
+            if record.id != old.id:  # removed and prepared anew since: that one is not measured
+                raise NotFound(f"snapshot {key} does not exist")
             if record.info.kind is not Kind.ACTIVE:
                 raise FailedPrecondition(f"snapshot {key} is not active")
             if parent is not None:
@@ -189,7 +200,7 @@ class Records:
             db.execute("INSERT INTO removed VALUES (?)", (record.id,))
         return record.id
 
-    def update(self, info: Info, paths: Sequence[str]) -> Info:
+    def update(self, info: Info, paths: Sequence[str]) -> Record:
         """Change labels; raises NotFound, InvalidArgument for other fields."""
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
@@ -202,32 +213,38 @@ class Records:
                 "UPDATE snapshots SET labels = ?, updated_at = ? WHERE id = ?",
                 (json.dumps(labels), now, old.id),
             )
-        return replace(old.info, labels=labels, updated_at=now)
+        return replace(old, info=replace(old.info, labels=labels, updated_at=now))
 
-    def walk(self, filters: Sequence[str]) -> Iterator[Info]:
+    def walk(self, filters: Sequence[str]) -> Iterator[Record]:
         """Those that match, in the order of their making."""
         wanted = parse_all(filters)
-        with self._lock, _database_errors():
+        with self.lock, _database_errors():
             rows = self._db.execute(f"SELECT {_COLUMNS} {_FROM} ORDER BY s.id").fetchall()
         for row in rows:
-            info = _record(row).info
+            record = _record(row)
+            info = record.info
             values = {"name": info.name, "parent": info.parent, "kind": info.kind.name.lower()}
             if wanted.match(field_adaptor(values, {"labels": info.labels})):
-                yield info
+                yield record
 
     def ids(self, *kinds: Kind) -> set[int]:
         """The numbers in use, by snapshots of ``kinds`` where there are any."""
-        with self._lock, _database_errors():
+        with self.lock, _database_errors():
             rows = self._db.execute("SELECT id, kind FROM snapshots").fetchall()
         return {number for number, kind in rows if not kinds or kind in kinds}
 
     def numbered(self, number: int) -> tuple[Kind, list[int]]:
         """The kind of a snapshot, and its parents' numbers from the nearest to the first."""
-        with self._lock, _database_errors():
+        with self.lock, _database_errors():
             query = "SELECT name FROM snapshots WHERE id = ?"
             (name,) = self._db.execute(query, (number,)).fetchone()
             record, parents = self.chain(name)
         return record.info.kind, parents
+
+    def removed(self) -> list[int]:
+        """The numbers whose directories may still be there."""
+        with self.lock, _database_errors():
+            return [row[0] for row in self._db.execute("SELECT id FROM removed ORDER BY id")]
 
     def forget_removed(self, ids: Sequence[int]) -> None:
         """The directories of these are gone."""
@@ -236,7 +253,7 @@ class Records:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self.lock:
             self._db.close()
 
 
@@ -244,7 +261,7 @@ class Records:
 def _database_errors() -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         if "full" in str(error):
             raise Full(f"snapshot records: {error}") from error
         raise Error(f"snapshot records: {error}") from error
