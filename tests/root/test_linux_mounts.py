@@ -68,11 +68,11 @@ def test_an_overlay_of_more_layers_than_fit_a_page(
 def test_a_long_overlay_takes_flags_and_options(disk: Path) -> None:
     mount = overlay(disk, 200)
     folder(disk / "at")
-    words = ("ro", "nosuid", "nodev", "index=off", "volatile")
+    words = ("ro", "nosuid", "nodev", "noatime", "index=off", "volatile")
     mount_all([Mount("overlay", "overlay", (*words, *mount.options))], str(disk / "at"))
     [line] = [x for x in Path("/proc/self/mounts").read_text().splitlines() if f"{disk}/at " in x]
     found = line.split()[3].split(",")
-    assert {"ro", "nosuid", "nodev"} <= set(found)
+    assert {"ro", "nosuid", "nodev", "noatime"} <= set(found)
     # newer kernels show it as fsync=volatile
     assert any(word.endswith("volatile") for word in found)
     with pytest.raises(OSError, match="Read-only"):

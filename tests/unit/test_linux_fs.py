@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,13 @@ import pytest
 from kontti.linux import fs
 
 DEPTH = 3000
+
+
+@pytest.fixture(autouse=True)
+def nothing_deep_left(tmp_path: Path) -> Iterator[None]:
+    """What fails to remove a deep tree must not have pytest's own clean-up fail as well."""
+    yield
+    subprocess.run(["rm", "-rf", str(tmp_path / "top")], check=True)
 
 
 def make_deep(top: Path, depth: int = DEPTH) -> None:

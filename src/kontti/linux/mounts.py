@@ -75,6 +75,9 @@ _ATTRIBUTES = {
     libc.MS_NOSUID: libc.MOUNT_ATTR_NOSUID,
     libc.MS_NODEV: libc.MOUNT_ATTR_NODEV,
     libc.MS_NOEXEC: libc.MOUNT_ATTR_NOEXEC,
+    libc.MS_NOATIME: libc.MOUNT_ATTR_NOATIME,
+    libc.MS_NODIRATIME: libc.MOUNT_ATTR_NODIRATIME,
+    libc.MS_NOSYMFOLLOW: libc.MOUNT_ATTR_NOSYMFOLLOW,
 }
 # a bind's own flags are set by a second call: the first takes none but MS_REC
 _BIND_IGNORES = libc.MS_BIND | libc.MS_REC | libc.MS_REMOUNT
