@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from types import TracebackType
 from typing import Self
 
 from kontti.content.base import Info
 from kontti.content.disk import disk_errors, make_directory, sync_directory
-from kontti.errors import AlreadyExists, InvalidArgument, NotFound
+from kontti.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from kontti.values import Digest
 
 
@@ -98,6 +107,37 @@ class Blobs:
             os.rename(source, target)
         sync_directory(directory)
 
+    def adopt(self, source: str, digest: Digest) -> int:
+        """Make ``source`` a blob by a hard link, durably, when its bytes are right; its size.
+
+        Raises AlreadyExists, DataLoss for other bytes, FailedPrecondition on another file system.
+        """
+        target = self.path(digest)
+        make_directory(os.path.dirname(target))
+        with disk_errors(f"adopt {source}", source), open(source, "rb") as file:
+            _check(file, digest)
+            os.fsync(file.fileno())
+            # the very file that was read, whatever its name stands for by now
+            self._link(file.fileno(), target, digest)
+            size = os.fstat(file.fileno()).st_size
+        sync_directory(os.path.dirname(target))
+        return size
+
+    @staticmethod
+    def _link(source: int, target: str, digest: Digest) -> None:
+        folder = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # a directory of its own makes this linkat(2), which can follow; link(2) cannot
+            os.link(str(source), target, src_dir_fd=folder, follow_symlinks=True)
+        except FileExistsError:
+            raise AlreadyExists(f"content {digest}") from None
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise FailedPrecondition(f"content {digest} is on another file system") from None
+        finally:
+            os.close(folder)
+
     def walk(self) -> Iterator[Info]:
         """Every blob; names that are no digests are not ours and are left out."""
         for digest in self._digests():
@@ -121,3 +161,10 @@ class Blobs:
         """Raises NotFound."""
         with disk_errors(f"remove {digest}", f"content {digest}"):
             os.unlink(self.path(digest))
+
+
+def _check(file: BufferedReader, digest: Digest) -> None:
+    """Raises DataLoss where a file's bytes are not those of ``digest``."""
+    found = hashlib.file_digest(file, digest.algorithm).hexdigest()
+    if found != digest.encoded:
+        raise DataLoss(f"content {digest} is damaged: {file.name} has {digest.algorithm}:{found}")

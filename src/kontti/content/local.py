@@ -58,6 +58,13 @@ class LocalStore:
         """Raises NotFound."""
         self._blobs.delete(digest)
 
+    def adopt(self, path: str, digest: Digest) -> int:
+        """Make the file ``path`` a blob without copying it, when its bytes are right; its size.
+
+        Raises AlreadyExists, DataLoss for other bytes, FailedPrecondition on another file system.
+        """
+        return self._blobs.adopt(path, digest)
+
     def writer(self, ref: str, total: int = 0, expected: str = "") -> LocalWriter:
         """Open or resume ingest ``ref``; raises AlreadyExists, Unavailable, InvalidArgument."""
         if not ref:

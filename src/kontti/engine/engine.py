@@ -16,6 +16,7 @@ from typing import BinaryIO, Self
 from kontti.engine import containers
 from kontti.engine.core import Core
 from kontti.engine.logs import Logs, tail_offset
+from kontti.engine.migration import migrate
 from kontti.engine.processes import Processes
 from kontti.engine.stdio import Streams
 from kontti.engine.values import ContainerInfo, ExecOptions, ImageInfo, Options, Result, Sink
@@ -25,6 +26,7 @@ from kontti.images.image_check import size
 from kontti.images.platforms import default, format_platform, only
 from kontti.linux.process import signal_number
 from kontti.metadata.base import Container, Image
+from kontti.migrate.adopt import Outcome, Tell
 from kontti.namespaces import DEFAULT, Scope
 from kontti.registry.auth import Credentials
 from kontti.registry.hosts import HostOptions, configured
@@ -107,6 +109,10 @@ class Engine:
         options = ImportOptions(prefix="import")
         found = import_archive(parts, self._scope, source.read, options, progress=progress)
         return [self._image_info(image) for image in found.images]
+
+    def migrate(self, root: str, *, copy: bool = False, tell: Tell) -> tuple[Outcome, ...]:
+        """Take over a containerd root's images and stopped containers, of all namespaces."""
+        return migrate(self._stores, root, copy=copy, tell=tell)
 
     def images(self) -> list[ImageInfo]:
         """Every stored image, by name."""

@@ -242,6 +242,19 @@ def _overlay_relative(
         os.close(before)
 
 
+def overlay_uppers() -> frozenset[str]:
+    """The upper directories of the overlays that are mounted here (proc(5), mountinfo)."""
+    prefix = b"upperdir="
+    found: set[str] = set()
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            kind, _, options = line.rpartition(b" - ")[2].split(b" ", 2)
+            if kind == b"overlay":
+                uppers = (o for o in options.strip().split(b",") if o.startswith(prefix))
+                found.update(os.fsdecode(o.removeprefix(prefix)) for o in uppers)
+    return frozenset(found)
+
+
 def kernel_version() -> tuple[int, int]:
     """``(6, 18)``."""
     major, minor = os.uname().release.split(".")[:2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -210,6 +210,23 @@ class NamespacedContent:
         if made:
             self._created(digest, size)
         raise AlreadyExists(f"content {digest}")
+
+    def adopt(self, digest: Digest, put: Callable[[], int]) -> None:
+        """Record the blob that ``put`` has the backend have, giving its size; one may be there.
+
+        Raises AlreadyExists where this namespace has it, and what ``put`` raises.
+        """
+        with self._backing.digest_lock(digest):
+            with contextlib.suppress(NotFound):
+                self.info(digest)
+                raise AlreadyExists(f"content {digest}")
+            try:
+                size = put()
+            except AlreadyExists:
+                size = self._backing.content.info(digest).size
+            with self._database.write() as connection:
+                self._insert(connection, digest, size, EMPTY)
+        self._created(digest, size)
 
     def _size_here_or_elsewhere(self, digest: Digest) -> int | None:
         with self._database.read() as connection:

@@ -129,6 +129,10 @@ def add_containers(commands: Commands) -> None:
     on_containers(commands, "wait", "wait for containers and print their exit codes")
     on_containers(commands, "inspect", "print all that is recorded of containers, as JSON")
     add_format(add(commands, "version", ("containers", "version"), "print the version"))
+    migrate = add(commands, "migrate", ("migrate", "migrate"), "take over a containerd root")
+    migrate.add_argument("--copy", action="store_true", help="copy blobs, from another file system")
+    add_format(migrate)
+    migrate.add_argument("source", metavar="ROOT", help="such as /var/lib/containerd; only read")
     daemon = add(commands, "daemon", ("containers", "daemon"), "become the daemon")
     daemon.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
 

@@ -1,0 +1,1 @@
+"""What an existing containerd root holds, and bringing it over."""
