@@ -89,10 +89,13 @@ def command(kind: str, base: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(kind: str, base: Path) -> Iterator[Daemon]:
-    """A daemon of ``kind`` ("kontti" or "containerd") under ``base``; cleaned up at the end."""
+def running(kind: str, base: Path, more: str = "") -> Iterator[Daemon]:
+    """A daemon of ``kind`` ("kontti" or "containerd") under ``base``; cleaned up at the end.
+
+    ``more`` is put after its usual configuration.
+    """
     base.mkdir(parents=True, exist_ok=True)
-    (base / "config.toml").write_text(config(kind))
+    (base / "config.toml").write_text(config(kind) + more)
     daemon, process = start(kind, base)
     try:
         yield daemon

@@ -123,6 +123,19 @@ class Client:
         """``with client.with_lease(id):`` calls inside name that lease."""
         return _Leased(self, lease)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the daemon hung up, as far as can be told without asking it anything."""
+        with self._state:
+            if self._failure is not None:
+                return True
+        poller = select.poll()
+        try:
+            poller.register(self._socket, select.POLLHUP | select.POLLRDHUP)
+        except ValueError:
+            return True
+        return bool(poller.poll(0))
+
     def close(self) -> None:
         """Hang up; calls under way end with Unavailable."""
         with self._state:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from kontti.client.client import Client, Duplex
+from kontti.client.base import Caller
+from kontti.client.client import Duplex
 from kontti.client.convert import nanoseconds
 from kontti.content.base import Buffer, Info, Status
-from kontti.errors import Unavailable
+from kontti.errors import FailedPrecondition, OutOfRange, Unavailable, Unimplemented
 from kontti.values import EMPTY, Digest
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.content.v1 import content as api
@@ -22,7 +23,7 @@ STAT, WRITE, COMMIT = 0, 1, 2
 class RemoteContent:
     """The content that the client's namespace sees."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Caller) -> None:
         self._client = client
 
     def info(self, digest: Digest) -> Info:
@@ -81,7 +82,7 @@ class RemoteContent:
 class RemoteReader:
     """One blob; each read is a call."""
 
-    def __init__(self, client: Client, digest: Digest, size: int) -> None:
+    def __init__(self, client: Caller, digest: Digest, size: int) -> None:
         self._client = client
         self._digest = digest
         self._size = size
@@ -128,6 +129,7 @@ class RemoteWriter:
         self._ref = ref
         self._total = total
         self._expected = expected
+        self._closed = False
         request = api.WriteContentRequest(action=STAT, ref=ref, total=total, expected=expected)
         answer = self._exchange(request)
         self._offset = answer.offset
@@ -149,7 +151,8 @@ class RemoteWriter:
         )
 
     def write(self, data: Buffer) -> int:
-        """Append."""
+        """Append; raises FailedPrecondition after close."""
+        self._check_open()
         view = memoryview(data)
         while view:
             piece = bytes(view[:CHUNK])
@@ -160,8 +163,20 @@ class RemoteWriter:
         return len(data)
 
     def truncate(self, size: int) -> None:
-        """Start over: the next write is at 0, which the daemon takes for that."""
-        self._offset = 0
+        """Start over: the next write is at 0, which the daemon takes for that.
+
+        Raises OutOfRange past the end, Unimplemented for a part, which the API cannot say.
+        """
+        self._check_open()
+        if size > self._offset:
+            raise OutOfRange(f"truncate to {size}, past the offset {self._offset}")
+        if size not in (0, self._offset):
+            raise Unimplemented(f"truncate to {size} over the wire")
+        self._offset = size
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPrecondition(f'writer of ref "{self._ref}" is closed')
 
     def digest(self) -> Digest:
         """Of what was written so far, as the daemon last said."""
@@ -172,6 +187,7 @@ class RemoteWriter:
         self, size: int = 0, expected: str = "", labels: Mapping[str, str] = EMPTY
     ) -> Digest:
         """content.base.Writer.commit."""
+        self._check_open()
         request = api.WriteContentRequest(
             action=COMMIT,
             total=size,
@@ -183,6 +199,7 @@ class RemoteWriter:
 
     def close(self) -> None:
         """End the stream; what was written stays for another writer of the ref."""
+        self._closed = True
         self._call.close()
 
     def __enter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
+from kontti.client.base import Caller
 from kontti.client.client import Client
 from kontti.client.content import RemoteContent
 from kontti.client.convert import (
@@ -117,7 +118,7 @@ class RemoteLeases:
 class RemoteSnapshotter:
     """snapshots.base.Snapshotter."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Caller, name: str) -> None:
         self._client = client
         self._name = name
 
@@ -198,7 +199,7 @@ class RemoteSnapshotter:
 class RemoteApplier:
     """diff.base.Applier and Comparer."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Caller) -> None:
         self._client = client
 
     def apply(

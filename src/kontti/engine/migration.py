@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from kontti.content.local import LocalStore
 from kontti.engine.stores import Stores
 from kontti.errors import FailedPrecondition
 from kontti.linux.mounts import overlay_uppers
@@ -23,9 +24,11 @@ def migrate(stores: Stores, root: str, *, copy: bool, tell: Tell) -> tuple[Outco
     namespaces = read(source)
     if not copy and os.stat(source).st_dev != os.stat(stores.settings.root).st_dev:
         raise FailedPrecondition(f"{root} is on another file system: its blobs must be copied")
+    if not isinstance(stores.content, LocalStore):
+        raise FailedPrecondition("blobs are kept by another process: they cannot be taken over")
     migration = Migration(
         stores.metadata,
-        stores.local_content,
+        stores.content,
         stores.transfer_parts(),
         copy=copy,
         mounted=overlay_uppers(),

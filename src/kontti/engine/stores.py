@@ -7,10 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from kontti.content.base import Store as ContentStore
 from kontti.content.local import LocalStore
 from kontti.diff.applier import LayerApplier
 from kontti.diff.base import Applier, Comparer
+from kontti.diff.chain import Differ, FirstApplier, FirstComparer
 from kontti.diff.differ import WalkingDiffer
 from kontti.diff.workers import Workers
 from kontti.engine.lock import RootLock
@@ -31,6 +34,12 @@ METADATA_DIR = "io.containerd.metadata.v1.sqlite"
 SNAPSHOTTER_DIR = "io.containerd.snapshotter.v1."
 
 
+class ContentProxy(ContentStore, Protocol):
+    """A content store that another process is."""
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
     """Where things are kept and how; options are by snapshotter and named as in config.toml."""
@@ -44,6 +53,11 @@ class StoreSettings:
     native_root: str = ""
     disabled_snapshotters: tuple[str, ...] = ()
     warm_workers: int = 0
+    snapshotter_proxies: Mapping[str, Snapshotter] = field(default_factory=dict)
+    content_proxy: ContentProxy | None = None
+    """Used in the place of the local content store."""
+    differs: tuple[Callable[[Scope], Differ] | None, ...] = (None,)
+    """Those that are asked, in their order; None is ours."""
 
 
 class Stores:
@@ -55,13 +69,13 @@ class Stores:
         with contextlib.ExitStack() as stack:
             stack.enter_context(RootLock(settings.root, settings.owner))
             self.exchange = LocalExchange()
-            self.local_content = LocalStore(os.path.join(settings.root, CONTENT_DIR))
+            self.content = self._open_content(stack)
             self.snapshotters = self._open_snapshotters()
             for snapshotter in self.snapshotters.values():
                 stack.callback(snapshotter.close)
             self.metadata = MetadataStore(
                 os.path.join(settings.root, METADATA_DIR, "meta.db"),
-                self.local_content,
+                self.content,
                 self.snapshotters,
                 self.exchange,
                 policy=settings.sharing_policy,
@@ -75,12 +89,19 @@ class Stores:
             stack.callback(self.gc.stop)
             self._stack = stack.pop_all()
 
+    def _open_content(self, stack: contextlib.ExitStack) -> ContentStore:
+        proxy = self.settings.content_proxy
+        if proxy is None:
+            return LocalStore(os.path.join(self.settings.root, CONTENT_DIR))
+        stack.callback(proxy.close)
+        return proxy
+
     def _open_snapshotters(self) -> dict[str, Snapshotter]:
         makers: dict[str, Callable[[], Snapshotter]] = {
             "overlayfs": self._open_overlay,
             "native": self._open_native,
         }
-        opened = {}
+        opened = dict(self.settings.snapshotter_proxies)
         for name, make in makers.items():
             if name in self.settings.disabled_snapshotters:
                 continue
@@ -104,11 +125,15 @@ class Stores:
 
     def applier(self, scope: Scope) -> Applier:
         """Applies layers of the scope's content."""
-        return LayerApplier(self.metadata.content(scope), self.workers)
+        ours = LayerApplier(self.metadata.content(scope), self.workers)
+        differs = [differ(scope) if differ else ours for differ in self.settings.differs]
+        return differs[0] if len(differs) == 1 else FirstApplier(differs)
 
     def comparer(self, scope: Scope) -> Comparer:
         """Makes layers in the scope's content."""
-        return WalkingDiffer(self.metadata.content(scope), self.workers)
+        ours = WalkingDiffer(self.metadata.content(scope), self.workers)
+        differs = [differ(scope) if differ else ours for differ in self.settings.differs]
+        return differs[0] if len(differs) == 1 else FirstComparer(differs)
 
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""

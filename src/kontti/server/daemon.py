@@ -57,6 +57,7 @@ class DaemonSettings:
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
     restart_seconds: float = 10.0
+    proxies: tuple[Plugin, ...] = ()
 
 
 async def serve(settings: DaemonSettings) -> None:
@@ -88,7 +89,7 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         stack.push_async_callback(asyncio.to_thread, stores.close)
         # two daemons on one state directory would bury each other's tasks
         stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
-        rows = plugin_rows(stores.failures, settings.disabled_plugins)
+        rows = all_rows(settings, stores)
         check_required(rows, settings.required_plugins)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
@@ -127,11 +128,16 @@ async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
     return tasks
 
 
+def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
+    """Every plugin, those that other processes are last."""
+    return [*plugin_rows(stores.failures, settings.disabled_plugins), *settings.proxies]
+
+
 def make_backends(settings: DaemonSettings, stores: Stores, tasks: TaskManager) -> Backends:
     """What the services adapt."""
 
     def plugins() -> Sequence[Plugin]:
-        return plugin_rows(stores.failures, settings.disabled_plugins)
+        return all_rows(settings, stores)
 
     return Backends(
         metadata=stores.metadata,

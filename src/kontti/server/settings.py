@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from kontti.config import sections
 from kontti.config.load import Config
 from kontti.engine.stores import StoreSettings
@@ -9,6 +11,7 @@ from kontti.metadata.scheduler import Policy
 from kontti.runtime.manager import RuntimeSettings
 from kontti.server.daemon import DaemonSettings, Listen
 from kontti.server.plugins import SNAPSHOTTER
+from kontti.server.proxies import WALKING, Proxies
 
 DEFAULT_SOCKET_DIR = "/run/containerd/s"
 DAY = 86400.0
@@ -18,8 +21,9 @@ def settings_of(config: Config) -> DaemonSettings:
     """The daemon's settings in ``config``."""
     grpc, ttrpc = config.plugin(sections.Grpc), config.plugin(sections.Ttrpc)
     ttrpc_address = ttrpc.address or f"{grpc.address}.ttrpc"
+    proxies = Proxies(config)
     return DaemonSettings(
-        stores=store_settings(config, grpc.address),
+        stores=store_settings(config, grpc.address, proxies),
         runtime=runtime_settings(config, grpc.address, ttrpc_address),
         grpc=Listen(grpc.address, grpc.uid, grpc.gid),
         ttrpc=Listen(ttrpc_address, ttrpc.uid, ttrpc.gid),
@@ -27,6 +31,7 @@ def settings_of(config: Config) -> DaemonSettings:
         max_send=grpc.max_send_message_size,
         disabled_plugins=config.disabled_plugins,
         required_plugins=config.required_plugins,
+        proxies=proxies.rows,
         restart_seconds=config.plugin(sections.Restart).interval.seconds,
     )
 
@@ -54,7 +59,7 @@ def patience(config: Config, name: str) -> float:
     return config.timeout(name).seconds or DAY
 
 
-def store_settings(config: Config, address: str) -> StoreSettings:
+def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSettings:
     """Where and how things are kept."""
     overlay = config.plugin(sections.Overlayfs)
     prefix = f"{SNAPSHOTTER}."
@@ -75,6 +80,11 @@ def store_settings(config: Config, address: str) -> StoreSettings:
             uri.removeprefix(prefix) for uri in config.disabled_plugins if uri.startswith(prefix)
         ),
         warm_workers=1,
+        snapshotter_proxies=proxies.snapshotters,
+        content_proxy=proxies.content,
+        differs=tuple(
+            None if name == WALKING else partial(proxies.differ, name) for name in proxies.order
+        ),
     )
 
 
