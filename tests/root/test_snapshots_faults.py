@@ -220,13 +220,14 @@ def test_a_restored_directory_is_as_it_was_prepared(make: Make, root: str) -> No
 
 def test_records_that_are_no_database_leave_the_other_snapshotter(root: str) -> None:
     with contextlib.closing(Stores(StoreSettings(root))) as stores:
-        assert set(stores.snapshotters) == {"overlayfs", "native"}
+        whole = set(stores.snapshotters)
+        assert {"overlayfs", "native"} <= whole
     file = Path(root, "io.containerd.snapshotter.v1.overlayfs", "metadata.db")
     file.write_bytes(b"garbage" * 1000)
     for name in ("metadata.db-wal", "metadata.db-shm"):
         file.with_name(name).unlink(missing_ok=True)
     with contextlib.closing(Stores(StoreSettings(root))) as stores:
-        assert set(stores.snapshotters) == {"native"}
+        assert set(stores.snapshotters) == whole - {"overlayfs"}
         assert "not a database" in stores.failures["overlayfs"]
 
 

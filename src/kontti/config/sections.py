@@ -215,6 +215,20 @@ class Overlayfs:
 
 
 @dataclass(frozen=True, slots=True)
+class Erofs:
+    """The erofs snapshotter; no path stands for its directory below the root."""
+
+    URI: ClassVar[str] = "io.containerd.snapshotter.v1.erofs"
+    root_path: str = ""
+    ovl_mount_options: tuple[str, ...] = ()
+    enable_fsverity: bool = False
+    set_immutable: bool = False
+    default_size: str = ""
+    dmverity_mode: str = ""
+    layer_content_caches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Native:
     """The native snapshotter; no path stands for its directory below the root."""
 
@@ -261,7 +275,7 @@ class StreamProcessor:
 
 
 PLUGINS: tuple[type[Section], ...] = (
-    Bolt, CgroupMonitor, DebugServer, DiffService, GcScheduler, Grpc, GrpcPrometheus, GrpcTcp,
-    ImageVerifier, MetricsServer, Native, Opt, Overlayfs, Restart, RuntimeTask, ShimManager,
-    TransferLocal, Ttrpc,
+    Bolt, CgroupMonitor, DebugServer, DiffService, Erofs, GcScheduler, Grpc, GrpcPrometheus,
+    GrpcTcp, ImageVerifier, MetricsServer, Native, Opt, Overlayfs, Restart, RuntimeTask,
+    ShimManager, TransferLocal, Ttrpc,
 )  # fmt: skip

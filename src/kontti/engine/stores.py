@@ -17,13 +17,14 @@ from kontti.diff.chain import Differ, FirstApplier, FirstComparer
 from kontti.diff.differ import WalkingDiffer
 from kontti.diff.workers import Workers
 from kontti.engine.lock import RootLock
-from kontti.errors import Error
+from kontti.errors import Error, Unimplemented
 from kontti.events.exchange import LocalExchange
 from kontti.metadata.scheduler import Policy, Scheduler
 from kontti.metadata.store import MetadataStore
 from kontti.namespaces import Scope
-from kontti.snapshots import overlay
+from kontti.snapshots import erofs, overlay
 from kontti.snapshots.base import Snapshotter
+from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.native import NativeSnapshotter
 from kontti.snapshots.overlay import OverlaySnapshotter
 from kontti.transfer.parts import Parts
@@ -51,6 +52,10 @@ class StoreSettings:
     overlay_root: str = ""
     overlay_options: Mapping[str, object] = field(default_factory=dict)
     native_root: str = ""
+    erofs_root: str = ""
+    erofs_mount_options: tuple[str, ...] = ()
+    erofs_refused: tuple[str, ...] = ()
+    """Settings that are asked for, and not there."""
     disabled_snapshotters: tuple[str, ...] = ()
     warm_workers: int = 0
     snapshotter_proxies: Mapping[str, Snapshotter] = field(default_factory=dict)
@@ -99,6 +104,7 @@ class Stores:
     def _open_snapshotters(self) -> dict[str, Snapshotter]:
         makers: dict[str, Callable[[], Snapshotter]] = {
             "overlayfs": self._open_overlay,
+            "erofs": self._open_erofs,
             "native": self._open_native,
         }
         opened = dict(self.settings.snapshotter_proxies)
@@ -116,6 +122,14 @@ class Stores:
         root = self.settings.overlay_root or self._snapshotter_root("overlayfs")
         overlay.supported(root)
         return OverlaySnapshotter(root, **self.settings.overlay_options)  # type: ignore[arg-type]
+
+    def _open_erofs(self) -> Snapshotter:
+        if self.settings.erofs_refused:
+            names = ", ".join(self.settings.erofs_refused)
+            raise Unimplemented(f"erofs: {names}")
+        root = self.settings.erofs_root or self._snapshotter_root("erofs")
+        erofs.supported(root)
+        return ErofsSnapshotter(root, ovl_mount_options=self.settings.erofs_mount_options)
 
     def _open_native(self) -> Snapshotter:
         return NativeSnapshotter(self.settings.native_root or self._snapshotter_root("native"))

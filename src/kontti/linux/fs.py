@@ -182,16 +182,25 @@ def _copy_file(source: str, target: str) -> None:
     try:
         write = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            left = os.fstat(read).st_size
-            while left > 0:
-                done = _copy_range(read, write, left)
-                if not done:
-                    break
-                left -= done
+            copy_data(read, write)
         finally:
             os.close(write)
     finally:
         os.close(read)
+
+
+def copy_data(read: int, write: int) -> int:
+    """Copy from where one descriptor stands to where the other does, to the file's end; how much.
+
+    The kernel copies, or shares the blocks, where the file systems can.
+    """
+    size = left = os.fstat(read).st_size
+    while left > 0:
+        done = _copy_range(read, write, left)
+        if not done:
+            break
+        left -= done
+    return size - left
 
 
 def _copy_range(read: int, write: int, count: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import time
 
 from kontti.linux import libc
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DEVNULL = "/dev/null"
+# an interpreter without site: our own path is all that our helpers' few imports need
+_PREAMBLE = "import sys; sys.path[:0] = {path!r}; "
 
 
 class Completed:
@@ -25,6 +28,12 @@ class Completed:
         self.returncode = returncode
         self.stdout = stdout
         self.stderr = stderr
+
+
+def interpreter(program: str) -> list[str]:
+    """The command line that runs ``program`` with our own modules and no others to be imported."""
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return [sys.executable, "-I", "-S", "-c", _PREAMBLE.format(path=[source]) + program]
 
 
 def spawn(

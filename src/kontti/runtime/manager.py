@@ -19,7 +19,7 @@ from kontti.runtime.bundle import BUILTIN, Bootstrap, Bundle, Bundles
 from kontti.runtime.external import External, resolve
 from kontti.runtime.shim import Shim
 from kontti.runtime.shim_log import ShimLog
-from kontti.runtime.zygote import ShimSettings, Zygote, interpreter
+from kontti.runtime.zygote import ShimSettings, Zygote
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
 
@@ -296,7 +296,7 @@ class ShimManager:
 
     def _clean_own(self, bundle: Bundle) -> api.DeleteResponse:
         # a process of its own: the OCI runtime may have to be run without sight of the v2 tree
-        argv = interpreter(_CLEAN)
+        argv = process.interpreter(_CLEAN)
         argv += [bundle.namespace, bundle.id, bundle.path, self.settings.runtime]
         if self.settings.hide_unified:
             argv = probe.without_unified(argv)

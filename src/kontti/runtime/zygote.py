@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from dataclasses import dataclass
 
 from kontti.errors import Error, Unavailable, from_code
@@ -24,16 +23,8 @@ POLL_SECONDS = 0.002
 ATTEMPTS = 2
 TASK_VERSION = 3
 """Of the Task service that our shims serve."""
-# an interpreter without site: our own path is all that the shim's few imports need
-_PREAMBLE = "import sys; sys.path[:0] = {path!r}; "
 _ZYGOTE = "from kontti.shim.zygote import main; main()"
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-def interpreter(program: str) -> list[str]:
-    """The command line that runs ``program`` with our own modules and no others to be imported."""
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [sys.executable, "-I", "-S", "-c", _PREAMBLE.format(path=[source]) + program]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,7 @@ class Zygote:
             os.unlink(self._path)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            argv = [*interpreter(_ZYGOTE), self._path, "3"]
+            argv = [*process.interpreter(_ZYGOTE), self._path, "3"]
             self._pid = process.spawn(argv, files=[(read, 3)], setsid=True)
         except BaseException:
             os.close(write)

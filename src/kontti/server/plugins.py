@@ -50,6 +50,7 @@ _OVER_A_SERVICE = (
 BUILTINS: tuple[Plugin, ...] = (
     Plugin(CONTENT, "content"),
     Plugin(EVENT, "exchange"),
+    Plugin(SNAPSHOTTER, "erofs", host=True, capabilities=("rebase",)),
     Plugin(SNAPSHOTTER, "native", host=True),
     Plugin(SNAPSHOTTER, "overlayfs", host=True, capabilities=("rebase",)),
     Plugin(METADATA, "bolt", (CONTENT, EVENT, SNAPSHOTTER)),

@@ -15,6 +15,9 @@ from kontti.server.proxies import WALKING, Proxies
 
 DEFAULT_SOCKET_DIR = "/run/containerd/s"
 DAY = 86400.0
+EROFS_REFUSED = (
+    "enable_fsverity", "set_immutable", "default_size", "dmverity_mode", "layer_content_caches",
+)  # fmt: skip
 
 
 def settings_of(config: Config) -> DaemonSettings:
@@ -61,7 +64,7 @@ def patience(config: Config, name: str) -> float:
 
 def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSettings:
     """Where and how things are kept."""
-    overlay = config.plugin(sections.Overlayfs)
+    overlay, erofs = config.plugin(sections.Overlayfs), config.plugin(sections.Erofs)
     prefix = f"{SNAPSHOTTER}."
     return StoreSettings(
         root=config.root,
@@ -76,6 +79,9 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
             "mount_options": overlay.mount_options,
         },
         native_root=config.plugin(sections.Native).root_path,
+        erofs_root=erofs.root_path,
+        erofs_mount_options=erofs.ovl_mount_options,
+        erofs_refused=tuple(name for name in EROFS_REFUSED if getattr(erofs, name)),
         disabled_snapshotters=tuple(
             uri.removeprefix(prefix) for uri in config.disabled_plugins if uri.startswith(prefix)
         ),
