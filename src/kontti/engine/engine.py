@@ -13,7 +13,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from kontti.doctor.base import Finding
+from kontti.doctor.checkup import Tell as TellFinding
 from kontti.engine import containers
+from kontti.engine.checkup import examine
 from kontti.engine.core import Core
 from kontti.engine.logs import Logs, tail_offset
 from kontti.engine.migration import migrate
@@ -87,8 +90,7 @@ class Engine:
     ) -> ImageInfo:
         """Pull ``name`` (docker's short names too) and unpack it. Plain HTTP only if asked for."""
         given = Credentials(user, password) if user else None
-        hosts = configured(HostOptions(plain_http=plain_http, directories=HOSTS_DIRECTORIES))
-        with Session(hosts, lambda _host: given) as session:
+        with _session(plain_http, given) as session:
             pulled = pull(
                 self._stores.transfer_parts(),
                 self._scope,
@@ -113,6 +115,25 @@ class Engine:
     def migrate(self, root: str, *, copy: bool = False, tell: Tell) -> tuple[Outcome, ...]:
         """Take over a containerd root's images and stopped containers, of all namespaces."""
         return migrate(self._stores, root, copy=copy, tell=tell)
+
+    def doctor(
+        self,
+        *,
+        repair: bool = False,
+        deep: bool = True,
+        rate: int = 0,
+        plain_http: bool = False,
+        tell: TellFinding = lambda _: None,
+    ) -> tuple[Finding, ...]:
+        """Check every blob, snapshot and record, in all namespaces; what is not as it should be.
+
+        ``deep`` reads every byte, at most ``rate`` of them a second (0: as fast as it can).
+        ``repair`` puts damaged blobs aside and fetches them again, unpacks damaged layers again
+        and removes what nothing names.
+        """
+        with _session(plain_http, None) as session:
+            resolver = Resolver(session) if repair else None
+            return examine(self._stores, resolver, deep=deep, rate=rate, tell=tell)
 
     def images(self) -> list[ImageInfo]:
         """Every stored image, by name."""
@@ -330,6 +351,11 @@ class Engine:
         if not os.path.exists(path):
             raise NotFound(f"output of container {id}")
         return path
+
+
+def _session(plain_http: bool, credentials: Credentials | None) -> Session:
+    hosts = configured(HostOptions(plain_http=plain_http, directories=HOSTS_DIRECTORIES))
+    return Session(hosts, lambda _host: credentials)
 
 
 def _tee(sink: Sink, log: BinaryIO) -> Sink:

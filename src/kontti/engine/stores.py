@@ -19,6 +19,9 @@ from kontti.diff.workers import Workers
 from kontti.engine.lock import RootLock
 from kontti.errors import Error, Unimplemented
 from kontti.events.exchange import LocalExchange
+from kontti.metadata.backup import Backup
+from kontti.metadata.base import Collected
+from kontti.metadata.rebuild import is_lost, rebuild
 from kontti.metadata.scheduler import Policy, Scheduler
 from kontti.metadata.store import MetadataStore
 from kontti.namespaces import Scope
@@ -31,6 +34,8 @@ from kontti.transfer.parts import Parts
 
 log = logging.getLogger(__name__)
 CONTENT_DIR = "io.containerd.content.v1.content"
+OPEN_MARK = "open"
+"""There while the root is open: whoever finds it when opening comes after a crash."""
 METADATA_DIR = "io.containerd.metadata.v1.sqlite"
 SNAPSHOTTER_DIR = "io.containerd.snapshotter.v1."
 
@@ -65,6 +70,15 @@ class StoreSettings:
     """Those that are asked, in their order; None is ours."""
 
 
+def begin(mark: str) -> bool:
+    """Note that a root is open now; whether it was left so."""
+    try:
+        with open(mark, "x"):
+            return False
+    except FileExistsError:
+        return True
+
+
 class Stores:
     """Everything on disk, open. ``failures`` says why a snapshotter is not there."""
 
@@ -73,13 +87,18 @@ class Stores:
         self.failures: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(RootLock(settings.root, settings.owner))
+            self.was_unclean = begin(os.path.join(settings.root, OPEN_MARK))
+            stack.callback(os.unlink, os.path.join(settings.root, OPEN_MARK))
             self.exchange = LocalExchange()
             self.content = self._open_content(stack)
             self.snapshotters = self._open_snapshotters()
             for snapshotter in self.snapshotters.values():
                 stack.callback(snapshotter.close)
+            database = os.path.join(settings.root, METADATA_DIR, "meta.db")
+            if is_lost(database, self.content, self.snapshotters):
+                rebuild(database, self.content, self.snapshotters)
             self.metadata = MetadataStore(
-                os.path.join(settings.root, METADATA_DIR, "meta.db"),
+                database,
                 self.content,
                 self.snapshotters,
                 self.exchange,
@@ -88,11 +107,18 @@ class Stores:
             stack.callback(self.metadata.close)
             self.workers = Workers(warm=settings.warm_workers)
             stack.callback(self.workers.close)
-            self.gc = Scheduler(self.metadata.collect, settings.gc)
+            self.backup = Backup(self.metadata, f"{database}.backup")
+            stack.callback(self.backup.keep)
+            self.gc = Scheduler(self._collect, settings.gc)
             self.metadata.on_mutation(self.gc.mutated)
             self.gc.start()
             stack.callback(self.gc.stop)
             self._stack = stack.pop_all()
+
+    def _collect(self) -> Collected:
+        collected = self.metadata.collect()
+        self.backup.keep()
+        return collected
 
     def _open_content(self, stack: contextlib.ExitStack) -> ContentStore:
         proxy = self.settings.content_proxy

@@ -10,7 +10,14 @@ from kontti.content.base import Provider
 from kontti.errors import DataLoss, InvalidArgument, Unimplemented
 from kontti.images import documents as json
 from kontti.images.documents import Json
-from kontti.images.media_types import DOCKER_SCHEMA1, INDEXES, MANIFESTS, kind_of
+from kontti.images.media_types import (
+    DOCKER_SCHEMA1,
+    INDEXES,
+    MANIFESTS,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    kind_of,
+)
 from kontti.values import EMPTY, Descriptor, Digest, Platform
 
 MAX_DOCUMENT = 8 << 20
@@ -179,6 +186,23 @@ def _run_config(document: Json) -> RunConfig:
         exposed_ports=tuple(json.section(document, "ExposedPorts")),
         labels=json.text_map(document, "Labels"),
     )
+
+
+def document_type(data: bytes) -> str:
+    """The media type of a manifest or index by what it says and has; "" for other bytes."""
+    if not data.startswith(b"{"):
+        return ""
+    try:
+        document = json.loads(data, "document")
+        said = json.text(document, "mediaType")
+        if said in MANIFESTS or said in INDEXES:
+            return said
+        if json.items(document, "manifests"):
+            return OCI_INDEX
+        whole = json.section(document, "config") and json.items(document, "layers")
+        return OCI_MANIFEST if whole else ""
+    except InvalidArgument:
+        return ""
 
 
 def _command(document: Json, key: str) -> tuple[str, ...]:

@@ -175,6 +175,18 @@ class Database:
             cls = _CLASSES.get(code, Internal)
             raise cls(f"metadata database {self._path}: {error}") from error
 
+    def back_up(self) -> None:
+        """Write a copy to ``<path>.backup``; the copy before it stays until this one is whole."""
+        target, draft = f"{self._path}.backup", f"{self._path}.backup.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        with self.read() as connection:
+            connection.rollback()
+            connection.execute("VACUUM INTO ?", (draft,))
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(draft, target)
+
     def close(self) -> None:
         """Close it; twice is fine."""
         with self._writing:

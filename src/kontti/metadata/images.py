@@ -72,7 +72,7 @@ class ImageStore:
                     self._namespace,
                     image.name,
                     image.target.digest,
-                    _dump_target(image.target),
+                    dump_target(image.target),
                     dump(made.labels),
                     stamp,
                     stamp,
@@ -95,7 +95,7 @@ class ImageStore:
                 "WHERE namespace = ? AND name = ?",
                 (
                     updated.target.digest,
-                    _dump_target(updated.target),
+                    dump_target(updated.target),
                     dump(updated.labels),
                     updated.updated_at,
                     self._namespace,
@@ -175,7 +175,8 @@ def adaptor(image: Image) -> Adaptor:
     return value
 
 
-def _dump_target(target: Descriptor) -> str:
+def dump_target(target: Descriptor) -> str:
+    """A descriptor as a column."""
     return json.dumps(
         [target.media_type, target.digest, target.size, dict(target.annotations)],
         separators=(",", ":"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from kontti.content.base import Store as ContentStore
 from kontti.errors import InvalidArgument
@@ -19,6 +21,16 @@ from kontti.metadata.namespaces import NamespaceStore
 from kontti.metadata.snapshots import NamespacedSnapshotter
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """What is recorded of a snapshot: ``backend`` is its name in the snapshotter."""
+
+    namespace: str
+    key: str
+    backend: str
+    parent: str
 
 
 class MetadataStore:
@@ -47,6 +59,7 @@ class MetadataStore:
             BackendNames(database),
             shared=policy == "shared",
         )
+        self._copied = database.generation
         # a crash may have left things in the backends; the first collection looks for them
         self._backing.leftovers.set()
         self._backing.unclean.update(snapshotters)
@@ -60,6 +73,45 @@ class MetadataStore:
     def snapshotters(self) -> Mapping[str, Snapshotter]:
         """The backends by name."""
         return self._backing.snapshotters
+
+    @property
+    def backend_content(self) -> ContentStore:
+        """The blobs of all namespaces, without records."""
+        return self._backing.content
+
+    def snapshot_rows(self, snapshotter: str) -> list[SnapshotRow]:
+        """What is recorded of a snapshotter's snapshots, in all namespaces."""
+        with self._backing.database.read() as connection:
+            rows = connection.execute(
+                "SELECT namespace, key, backend, parent FROM snapshots WHERE snapshotter = ?",
+                (snapshotter,),
+            ).fetchall()
+        return [SnapshotRow(*row) for row in rows]
+
+    def making(self, snapshotter: str, names: Sequence[str]) -> AbstractContextManager[None]:
+        """No collection takes snapshots of these names in the backend for orphans meanwhile."""
+        return self._backing.in_flight.making(snapshotter, names)
+
+    def integrity(self) -> list[str]:
+        """What is wrong with the database itself; nothing where all is well."""
+        with self._backing.database.read() as connection:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(20)")]
+        return [] if found == ["ok"] else found
+
+    def collect_orphans(self) -> Collected:
+        """Collect, and look through the backends for what no record names."""
+        self._backing.leftovers.set()
+        return self.collect()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was written since this was opened, or since the last copy."""
+        return self._backing.database.generation != self._copied
+
+    def back_up(self) -> None:
+        """Keep a copy of the database beside it, whole or not at all."""
+        self._copied = self._backing.database.generation
+        self._backing.database.back_up()
 
     def images(self, scope: Scope) -> ImageStore:
         """Images of the scope's namespace."""

@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from kontti.engine.checkup import after_crash
 from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
+from kontti.errors import Error
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
@@ -113,10 +115,24 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         )
         await grpc.start(settings.grpc.address, settings.grpc.uid, settings.grpc.gid)
         stack.push_async_callback(grpc.stop)
+        if stores.was_unclean:
+            # in the background: nobody waits for it, and it is over before the threads are
+            executor.submit(look_after_crash, stores)
         log.info(
             "serving grpc on %s and ttrpc on %s", settings.grpc.address, settings.ttrpc.address
         )
         yield
+
+
+def look_after_crash(stores: Stores) -> None:
+    """Check what a crash may have damaged; a failure of the check itself is logged."""
+    log.warning("the last daemon did not stop in order: looking through what is kept")
+    try:
+        found = after_crash(stores)
+    except (Error, OSError):
+        log.exception("looking through what is kept")
+    else:
+        log.info("looked through what is kept: %d findings", len(found))
 
 
 async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:

@@ -98,6 +98,34 @@ class Directories:
         finally:
             os.close(fd)
 
+    def own_files(self, name: str) -> str:
+        """The directory that shows a snapshot's own files."""
+        return self.tree(self.records.get(name).id)
+
+    def damage(self, name: str) -> str:
+        """What can be seen to be wrong with a snapshot on disk; "" for nothing."""
+        record = self.records.get(name)
+        if not os.path.isdir(self.tree(record.id)):
+            return "its directory is gone"
+        if record.info.kind is Kind.COMMITTED and record.usage.inodes:
+            _, inodes = fs.usage(self.own_files(name))
+            if inodes != record.usage.inodes:
+                return f"it has {inodes} files and not {record.usage.inodes}"
+        return ""
+
+    def replace(self, name: str, key: str) -> None:
+        """Give committed ``name`` the files of active ``key``, which was made over its parent."""
+        with self.records.lock, tree_errors(f"snapshot {name}"):
+            old, new = self.records.get(name).id, self.records.get(key).id
+            self.sync()
+            if os.path.lexists(self.tree(old)):
+                aside = os.path.join(self.trees, f"rm-{old}-{secrets.token_hex(4)}")
+                os.rename(self.tree(old), aside)
+            os.makedirs(os.path.dirname(self.tree(old)), mode=0o700, exist_ok=True)
+            os.rename(self.tree(new), self.tree(old))
+            self.sync()
+            self.remove(key)
+
     def remove(self, key: str) -> None:
         """Forget it now; its directory is deleted by ``cleanup``, or at once with sync_remove."""
         number = self.records.remove(key)

@@ -114,6 +114,34 @@ class ErofsSnapshotter(OverlaySnapshotter):
                 for line in file
             )
 
+    def own_files(self, name: str) -> str:
+        """The directory, a committed one's image mounted there."""
+        record = self.records.get(name)
+        if record.info.kind is Kind.COMMITTED:
+            self._mount_images([record.id])
+        return self.tree(record.id)
+
+    def damage(self, name: str) -> str:
+        """As elsewhere; a committed snapshot's image must be there, and be mountable."""
+        record = self.records.get(name)
+        if record.info.kind is Kind.COMMITTED:
+            try:
+                self.own_files(name)
+            except Error as error:
+                return f"its image cannot be mounted: {error.message}"
+        return super().damage(name)
+
+    def replace(self, name: str, key: str) -> None:
+        """Give committed ``name`` an image of the files of active ``key``."""
+        old, new = self.records.get(name), self.records.get(key)
+        self._build(new)
+        with self.records.lock, self._mounting, tree_errors(f"snapshot {name}"):
+            os.makedirs(self.tree(old.id), mode=0o700, exist_ok=True)
+            self._unmount(self.tree(old.id))
+            os.rename(self.image(new.id), self.image(old.id))
+            fs.fsync_dir(self.path(old.id))
+        self.remove(key)
+
     def _put_away(self, number: int) -> None:
         self._unmount(self.tree(number))
         super()._put_away(number)

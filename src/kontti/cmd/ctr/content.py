@@ -81,6 +81,37 @@ def print_blob(client: Client, digest: str) -> None:
     sys.stdout.buffer.flush()
 
 
+def verify(call: Call) -> int:
+    """Read blobs, all where none is named, and tell those whose bytes are not their digest's."""
+    failed = 0
+    with connect(call) as client:
+        wanted = [check(digest) for digest in call.args] or [b.digest for b in blobs(client, [])]
+        for digest in wanted:
+            problem = verify_blob(client, digest)
+            if problem:
+                failed = 1
+                error(f"failed to verify {digest}", problem)
+            elif not call.bool("quiet"):
+                print(digest)
+    return failed
+
+
+def verify_blob(client: Client, digest: str) -> str:
+    """What is wrong with a blob, "" for nothing."""
+    import hashlib
+
+    algorithm, _, encoded = digest.partition(":")
+    total = hashlib.new(algorithm)
+    try:
+        request = ReadContentRequest(digest=digest)
+        for page in client.stream(CONTENT + "Read", request, ReadContentResponse):
+            total.update(page.data)
+    except Error as problem:
+        return problem.message
+    found = total.hexdigest()
+    return "" if found == encoded else f"its bytes are those of {algorithm}:{found}"
+
+
 def delete_blob(client: Client, digest: str) -> None:
     """Remove one blob; raises NotFound."""
     client.unary(CONTENT + "Delete", DeleteContentRequest(digest=digest), Empty)
@@ -240,5 +271,12 @@ COMMANDS = (
         "prunes content from the content store",
         args="references",
         flags=[Flag("async", BOOL), Flag("dry", BOOL)],
+    ),
+    Command(
+        "verify",
+        verify,
+        "compare blobs with their digests",
+        args="[<digest>, ...]",
+        flags=[Flag("quiet,q", BOOL)],
     ),
 )

@@ -1,0 +1,1 @@
+"""Holding what is kept against what it should be, and mending it."""
