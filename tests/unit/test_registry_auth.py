@@ -22,7 +22,7 @@ from kontti.registry.auth import (
     check_realm,
     parse_challenges,
     parse_token,
-    token_request,
+    token_requests,
 )
 from kontti.registry.http import Request
 
@@ -157,11 +157,11 @@ def test_no_way_in() -> None:
 
 
 def test_a_user_goes_as_basic_and_a_refresh_token_by_post() -> None:
-    with_user = token_request("https://a/token?x=1", "s", ["c"], ALICE)
+    (with_user, _) = token_requests("https://a/token?x=1", "s", ["c"], ALICE)
     assert with_user.method == "GET"
     assert with_user.url == "https://a/token?x=1&service=s&scope=c"
     assert with_user.headers["Authorization"].startswith("Basic ")
-    refresh = token_request("https://a/token", "s", ["c", "d"], Credentials("", "r"))
+    (refresh,) = token_requests("https://a/token", "s", ["c", "d"], Credentials("", "r"))
     assert refresh.method == "POST"
     assert isinstance(refresh.body, bytes)
     form = parse_qs(refresh.body.decode())
@@ -209,11 +209,11 @@ def test_answers_without_a_token(body: bytes) -> None:
 )
 def test_any_answer_is_read_or_refused(body: bytes) -> None:
     try:
-        token, life = parse_token(body)
+        granted = parse_token(body)
     except Error:
         return
-    assert token.isprintable()
-    assert life > 0
+    assert granted.token.isprintable()
+    assert granted.life > 0
 
 
 def test_a_secret_is_not_shown() -> None:

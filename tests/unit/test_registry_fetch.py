@@ -25,11 +25,13 @@ from kontti.errors import (
 from kontti.registry.auth import Credentials
 from kontti.registry.fetcher import Pace, paced
 from kontti.registry.hosts import MIRROR, Host, HostOptions, configured
-from kontti.registry.http import FAILURES, Pool, Request, mapping_of, redirected
+from kontti.registry.http import Request, redirected
+from kontti.registry.pool import FAILURES, Pool, mapping_of
 from kontti.registry.pusher import Pusher
 from kontti.registry.reference import Reference
 from kontti.registry.resolver import MAX_MANIFEST, Resolver
-from kontti.registry.session import Retries, Session
+from kontti.registry.retry import Retries
+from kontti.registry.session import Session
 from kontti.values import Descriptor, Digest
 from tests.support.web import Answer, Asked, Repository, Web, serving
 
@@ -65,7 +67,7 @@ class Slept(list[float]):
 def session(slept: Slept | None = None, credentials: Credentials | None = None) -> Session:
     hosts = configured(HostOptions(plain_http=True))
     pauses = slept if slept is not None else Slept()
-    return Session(hosts, lambda host: credentials, Retries(4, 0.25, 15.0), pauses)
+    return Session(hosts, lambda host: credentials, Retries(4, 0.25, 15.0, jitter=0.0), pauses)
 
 
 def reference(web: Web, object_: str = "latest") -> Reference:
@@ -182,7 +184,7 @@ def test_nothing_listens() -> None:
     with session(slept) as open_session, pytest.raises(Unavailable, match="dial tcp") as caught:
         Resolver(open_session).resolve(gone)
     assert "HTTPConnection" not in str(caught.value)
-    assert slept == []
+    assert slept == [0.25, 0.5, 1.0]
 
 
 # retries, authorization and redirects

@@ -22,7 +22,8 @@ from kontti.images.identity import chain_ids
 from kontti.namespaces import Scope
 from kontti.registry.hosts import HostOptions, configured
 from kontti.registry.resolver import Resolver
-from kontti.registry.session import Retries, Session
+from kontti.registry.retry import Retries
+from kontti.registry.session import Session
 from kontti.transfer.base import Pulled, PullOptions, Selection, Unpacking
 from kontti.transfer.flights import Flights
 from kontti.transfer.parts import Parts

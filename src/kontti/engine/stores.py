@@ -107,6 +107,8 @@ class Stores:
             stack.callback(self.metadata.close)
             self.workers = Workers(warm=settings.warm_workers)
             stack.callback(self.workers.close)
+            # one for all transfers: it is what keeps two from doing the same work
+            self._parts = Parts(self.metadata, self.applier)
             self.backup = Backup(self.metadata, f"{database}.backup")
             stack.callback(self.backup.keep)
             self.gc = Scheduler(self._collect, settings.gc)
@@ -177,7 +179,7 @@ class Stores:
 
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""
-        return Parts(self.metadata, self.applier)
+        return self._parts
 
     def close(self) -> None:
         """Close everything; the root is free for another owner after it."""

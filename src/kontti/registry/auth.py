@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode, urlsplit
 
 from kontti.errors import Error, PermissionDenied, Unauthenticated, Unavailable
@@ -23,6 +24,7 @@ MAX_HEADER = 16 << 10
 MAX_TOKEN_BODY = 1 << 20
 DEFAULT_LIFE = 60.0
 MARGIN = 10.0
+_NO_SUCH_FLOW = frozenset((404, 405))
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PARAM = re.compile(
     r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\",]*))\s*"
@@ -32,10 +34,14 @@ _ESCAPE = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user and secret; without a user the secret is a refresh (identity) token."""
+    """A user and secret; without a user the secret is a refresh (identity) token.
+
+    ``token`` is a bearer token that the registry itself takes.
+    """
 
     username: str = ""
     secret: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
 
 
 CredentialSource = Callable[[str], Credentials | None]
@@ -105,6 +111,8 @@ class Authorizer:
         self._lock = threading.Lock()
         self._challenge: Challenge | None = None
         self._tokens: dict[str, _Token] = {}
+        self._known: Credentials | None = None
+        self._renewed: tuple[str, str] = ("", "")
 
     def header(self, scopes: Sequence[str]) -> str:
         """The Authorization value for a request that needs ``scopes``; "" before any challenge."""
@@ -124,6 +132,8 @@ class Authorizer:
         challenges = parse_challenges(headers)
         with self._lock:
             self._tokens.pop(_key(tuple(sorted(set(scopes)))), None)
+            # what was refused may have been replaced
+            self._known = None
             self._challenge = self._choose(challenges)
 
     def _choose(self, challenges: Sequence[Challenge]) -> Challenge:
@@ -131,14 +141,18 @@ class Authorizer:
             if challenge.scheme == "bearer" and challenge.params.get("realm"):
                 return challenge
         if any(c.scheme == "basic" for c in challenges):
-            if self._credentials() is None:
+            found = self._credentials()
+            if found is None or not found.username:
                 raise Unauthenticated("authorization failed: no basic auth credentials")
             return Challenge("basic")
         raise Unauthenticated("authorization failed: no supported challenge from the server")
 
     def _credentials(self) -> Credentials | None:
-        found = self._source(self._host)
-        return found if found and found.secret else None
+        """Asked for at a challenge: a helper is a process, and a file may change."""
+        if self._known is None:
+            found = self._source(self._host)
+            self._known = found if found and (found.secret or found.token) else None
+        return self._known
 
     def _basic(self) -> str:
         credentials = self._credentials()
@@ -148,25 +162,40 @@ class Authorizer:
         key = _key(scopes)
         token = self._tokens.get(key)
         if token is None or token.expires <= self._clock():
-            token = self._fetch(challenge, scopes)
-            self._tokens[key] = token
+            token = self._tokens[key] = self._obtain(challenge, scopes)
         return f"Bearer {token.value}"
 
-    def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> _Token:
+    def _obtain(self, challenge: Challenge, scopes: tuple[str, ...]) -> _Token:
+        credentials = self._credentials()
+        if credentials and credentials.token:
+            return _Token(header_safe(credentials.token), math.inf)
         realm = check_realm(challenge.params["realm"], self._secure)
         asked = sorted({*scopes, *challenge.params.get("scope", "").split()})
         service = challenge.params.get("service", "")
-        request = token_request(realm, service, asked, self._credentials())
+        if credentials and credentials.secret == self._renewed[0]:
+            credentials = replace(credentials, secret=self._renewed[1])
+        requests = token_requests(realm, service, asked, credentials)
+        for request in requests:
+            granted = self._ask(request, last=request is requests[-1])
+            if granted is not None:
+                return self._granted(granted)
+        raise Unauthenticated(_refusal(404))
+
+    def _ask(self, request: Request, *, last: bool) -> Granted | None:
         with self._transport.send(request) as response:
+            if response.status in _NO_SUCH_FLOW and not last:
+                return None
             if response.status in (400, 401, 403):
                 raise Unauthenticated(_refusal(response.status))
             if response.status != 200:
                 raise status_error(request, response)
-            return self._token(response.read(MAX_TOKEN_BODY))
+            return parse_token(response.read(MAX_TOKEN_BODY))
 
-    def _token(self, body: bytes) -> _Token:
-        value, life = parse_token(body)
-        return _Token(value, self._clock() + max(life - MARGIN, 1.0))
+    def _granted(self, granted: Granted) -> _Token:
+        known = self._known
+        if granted.refresh and known and not known.username:
+            self._renewed = (known.secret, granted.refresh)
+        return _Token(granted.token, self._clock() + max(granted.life - MARGIN, 1.0))
 
 
 def _refusal(status: int) -> str:
@@ -194,32 +223,62 @@ def check_realm(realm: str, secure: bool) -> str:
     return realm
 
 
-def token_request(
+def token_requests(
     realm: str, service: str, scopes: Sequence[str], credentials: Credentials | None
-) -> Request:
-    """The request for a token: POST with a refresh token, else GET, with Basic for a user."""
+) -> list[Request]:
+    """The requests for a token, each for where the one before is not known.
+
+    POST with a refresh token (OAuth 2). Else GET, with Basic for a user; then POST for a user.
+    """
     if credentials and not credentials.username:
-        form = [("grant_type", "refresh_token"), ("service", service), ("client_id", "kontti")]
-        form += [("scope", " ".join(scopes)), ("refresh_token", credentials.secret)]
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return Request("POST", realm, headers, urlencode(form).encode())
+        grant = [("grant_type", "refresh_token"), ("refresh_token", credentials.secret)]
+        return [_post(realm, service, scopes, grant)]
     query = [("service", service)] if service else []
     query += [("scope", scope) for scope in scopes]
     headers = {"Authorization": basic(credentials)} if credentials else {}
     joint = "&" if urlsplit(realm).query else "?"
-    return Request("GET", realm + (joint + urlencode(query) if query else ""), headers)
+    found = [Request("GET", realm + (joint + urlencode(query) if query else ""), headers)]
+    if credentials:
+        grant = [("grant_type", "password"), ("username", credentials.username)]
+        found.append(_post(realm, service, scopes, [*grant, ("password", credentials.secret)]))
+    return found
 
 
-def parse_token(body: bytes) -> tuple[str, float]:
-    """A token and its life in seconds; raises Unavailable where there is none."""
+def _post(
+    realm: str, service: str, scopes: Sequence[str], grant: Sequence[tuple[str, str]]
+) -> Request:
+    form = [("service", service), ("client_id", "kontti"), ("scope", " ".join(scopes)), *grant]
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    return Request("POST", realm, headers, urlencode(form).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A token server's answer: a token, its life in seconds, and a new refresh token or ""."""
+
+    token: str
+    life: float
+    refresh: str = ""
+
+
+def parse_token(body: bytes) -> Granted:
+    """What a token server granted; raises Unavailable or Error where there is no token."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Unavailable("unable to decode token response") from error
     fields = answer if isinstance(answer, dict) else {}
-    token = fields.get("token") or fields.get("access_token")
-    # a control character would let the token server write headers of ours
+    token = header_safe(fields.get("token") or fields.get("access_token"))
+    life, refresh = fields.get("expires_in"), fields.get("refresh_token")
+    seconds = float(life) if isinstance(life, int) and 0 < life < 1 << 31 else DEFAULT_LIFE
+    return Granted(token, seconds, refresh if isinstance(refresh, str) else "")
+
+
+def header_safe(token: object) -> str:
+    """``token`` if it can stand in a header; raises Error.
+
+    A control character would let whoever gave it write headers of ours.
+    """
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():
         raise Error("authorization server did not include a token in the response")
-    life = fields.get("expires_in")
-    return token, float(life) if isinstance(life, int) and 0 < life < 1 << 31 else DEFAULT_LIFE
+    return token

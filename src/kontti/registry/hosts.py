@@ -11,11 +11,23 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from kontti.errors import InvalidArgument, NotFound
-from kontti.registry.http import CONNECT_SECONDS, Tls, is_loopback
+from kontti.registry.credentials import DOCKER_HOST, Auth
+from kontti.registry.files import read_small
+from kontti.registry.http import CONNECT_SECONDS, Tls
+from kontti.registry.proxies import is_loopback
 
-DOCKER_HOST = "docker.io"
 DOCKER_SERVER = "registry-1.docker.io"
-MAX_FILE = 1 << 20
+_AUTHS = frozenset(
+    (
+        ("password", "username"),
+        ("password_file", "username"),
+        ("identity_token",),
+        ("identity_token_file",),
+        ("config",),
+        ("helper",),
+    )
+)
+_AUTH_FILES = ("password_file", "identity_token_file", "config")
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -35,7 +47,10 @@ MIRROR = frozenset((Capability.PULL, Capability.RESOLVE, Capability.REFERRERS))
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A server of a registry. ``path`` is the API's root there."""
+    """A server of a registry. ``path`` is the API's root there.
+
+    ``registry`` is the name of the registry that it is itself, where that is not ``host``.
+    """
 
     scheme: str
     host: str
@@ -44,11 +59,18 @@ class Host:
     headers: tuple[tuple[str, str], ...] = ()
     tls: Tls = field(default_factory=Tls)
     dial_timeout: float = CONNECT_SECONDS
+    auth: Auth | None = None
+    registry: str = ""
 
     @property
     def url(self) -> str:
         """The API's root."""
         return f"{self.scheme}://{self.host}{self.path}"
+
+    @property
+    def known_as(self) -> str:
+        """The name that credentials for it are kept under."""
+        return self.registry or self.host
 
 
 Hosts = Callable[[str], Sequence[Host]]
@@ -70,7 +92,8 @@ def default_host(registry: str, options: HostOptions | None = None) -> Host:
     options = options or HostOptions()
     name = DOCKER_SERVER if registry == DOCKER_HOST else registry
     scheme = "http" if options.plain_http or _loopback_http(name, options) else "https"
-    return Host(scheme, name, headers=options.headers, tls=options.tls)
+    own = registry if name != registry else ""
+    return Host(scheme, name, headers=options.headers, tls=options.tls, registry=own)
 
 
 def _loopback_http(name: str, options: HostOptions) -> bool:
@@ -93,9 +116,12 @@ def configured(options: HostOptions | None = None) -> Hosts:
 
 
 def find_directory(roots: Sequence[str], registry: str) -> str | None:
-    """The directory that configures ``registry``: by host, ``host_port_`` or ``_default``."""
-    for name in (registry, re.sub(r":(\d+)$", r"_\1_", registry), "_default"):
-        for root in roots:
+    """The directory that configures ``registry``, in the first of ``roots`` that has one.
+
+    There it is called ``host_port_``, by the host, or ``_default``.
+    """
+    for root in roots:
+        for name in (re.sub(r":(\d+)$", r"_\1_", registry), registry, "_default"):
             path = os.path.join(root, name)
             if os.path.isdir(path):
                 return path
@@ -106,12 +132,9 @@ def load_directory(directory: str, default: Host) -> tuple[Host, ...]:
     """What ``hosts.toml`` says, else what Docker's ``*.crt``, ``*.cert`` and ``*.key`` do."""
     path = os.path.join(directory, "hosts.toml")
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_FILE).decode()
-    except FileNotFoundError:
+        text = read_small(path)
+    except NotFound:
         return (replace(default, tls=_docker_certificates(directory, default.tls)),)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"unable to read {path}: {error}") from error
     try:
         return parse_hosts(text, default, directory)
     except InvalidArgument as error:
@@ -143,7 +166,11 @@ def parse_hosts(text: str, default: Host, directory: str = "") -> tuple[Host, ..
     server = tree.get("server", "")
     if not isinstance(server, str):
         raise InvalidArgument("server must be a string")
-    return (*found, reader.host(server or default.url, tree, ALL))
+    last = reader.host(server or default.url, tree, ALL)
+    return (
+        *found,
+        replace(last, registry="" if last.host == default.known_as else default.known_as),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +194,7 @@ class _Reader:
             _headers(entry.get("header", {})) or (self.default.headers if own else ()),
             self._tls(entry),
             _seconds(entry.get("dial_timeout"), self.default.dial_timeout),
+            self._auth(entry),
         )
 
     def _place(self, url: str, override: bool) -> tuple[str, str, str]:
@@ -192,6 +220,19 @@ class _Reader:
         if not isinstance(skip, bool):
             raise InvalidArgument("skip_verify must be a boolean")
         return Tls(ca or base.ca, client or base.client, skip)
+
+    def _auth(self, entry: Mapping[str, object]) -> Auth | None:
+        if "auth" not in entry:
+            return None
+        table = _table(entry["auth"], "auth")
+        unknown = sorted(set(table) - set(Auth.__slots__))
+        wrong = [key for key, value in table.items() if not value or not isinstance(value, str)]
+        if unknown or wrong:
+            raise InvalidArgument(f"auth: {(unknown or wrong)[0]!r} is unknown or no string")
+        said = {key: str(value) for key, value in table.items()}
+        if tuple(sorted(said)) not in _AUTHS:
+            raise InvalidArgument("auth must be a user and password, a token, a config or a helper")
+        return Auth(**{k: self._file(v) if k in _AUTH_FILES else v for k, v in said.items()})
 
     def _pair(self, item: object) -> tuple[str, str]:
         match item:

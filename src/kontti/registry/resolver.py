@@ -10,9 +10,10 @@ from typing import TypeVar
 from kontti.errors import Error, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from kontti.registry.fetcher import Fetcher, Pace
 from kontti.registry.hosts import Capability
-from kontti.registry.http import Response
+from kontti.registry.http import DialFailed, Response
+from kontti.registry.parallel import Chunking
 from kontti.registry.reference import Reference
-from kontti.registry.session import Call, HostClient, Session
+from kontti.registry.session import Call, HostClient, Session, rested
 from kontti.registry.target import MANIFEST_TYPES, Target
 from kontti.values import Descriptor, Digest
 
@@ -46,9 +47,9 @@ class Resolver:
         clients = target.clients(Capability.RESOLVE)
         return first(clients, lambda client: _Question(target, client).answer())
 
-    def fetcher(self, reference: Reference) -> Fetcher:
+    def fetcher(self, reference: Reference, chunking: Chunking | None = None) -> Fetcher:
         """What fetches the blobs of ``reference``'s repository."""
-        return Fetcher(Target(self._session, reference), self._pace)
+        return Fetcher(Target(self._session, reference), self._pace, chunking or Chunking())
 
 
 def _wrapped(reference: Reference, error: Error) -> Error:
@@ -57,14 +58,27 @@ def _wrapped(reference: Reference, error: Error) -> Error:
 
 
 def first(clients: Sequence[HostClient], ask: Callable[[HostClient], _T]) -> _T:
-    """The first answer; raises the last host's failure, which is the registry's own."""
-    failure: Error = NotFound("no hosts")
-    for client in clients:
+    """The first answer; raises the last host's failure, which is the registry's own.
+
+    Where no connection could be made to that one, all are asked again after a pause.
+    """
+    own = clients[-1]
+    for pause in own.retries.pauses():
+        try:
+            return _first(clients, ask)
+        except DialFailed:
+            own.sleep(pause)
+    return _first(clients, ask)
+
+
+def _first(clients: Sequence[HostClient], ask: Callable[[HostClient], _T]) -> _T:
+    failures = {}
+    for client in rested(clients):
         try:
             return ask(client)
         except Error as error:
-            failure = error
-    raise failure
+            failures[id(client)] = error
+    raise failures[id(clients[-1])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,7 @@ class _Question:
         with self.client.checked(call, (200, 404, *_NO_HEAD)) as response:
             if response.status == 404:
                 return None
+            self._check_way(response)
             found = described_by(response, self.target.reference.digest)
         return found or self._get(path)
 
@@ -94,12 +109,19 @@ class _Question:
         with self.client.checked(self._call("GET", path), (200, 404)) as response:
             if response.status == 404:
                 return None
+            self._check_way(response)
             body = response.read(MAX_MANIFEST)
             claimed = self.target.reference.digest or _digest(response)
             digest = digest_of(body, claimed.algorithm if claimed else "sha256")
             if claimed and claimed != digest:
                 raise FailedPrecondition(f"unexpected digest {digest}, expected {claimed}")
             return Descriptor(_media_type(response), digest, len(body))
+
+    def _check_way(self, response: Response) -> None:
+        """What a tag stands for is nobody's to say on a wire that anyone can write on."""
+        secure = self.client.host.scheme == "https"
+        if secure and not self.target.reference.digest and response.url.startswith("http:"):
+            raise FailedPrecondition(f"{self.client.host.url}: redirected to plain HTTP")
 
     def _call(self, method: str, path: str) -> Call:
         return self.target.call(self.client, method, path, {"Accept": _ACCEPT})

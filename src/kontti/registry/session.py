@@ -10,36 +10,28 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from kontti.errors import Error, Unauthenticated
+from kontti.errors import DeadlineExceeded, Error, Unauthenticated
 from kontti.registry.auth import Authorizer, CredentialSource, no_credentials
-from kontti.registry.hosts import DOCKER_HOST, DOCKER_SERVER, Host, Hosts
+from kontti.registry.credentials import either, source_of
+from kontti.registry.hosts import Host, Hosts
 from kontti.registry.http import (
     MAX_ERROR_BODY,
-    ConnectionLost,
-    Pool,
+    DialFailed,
     Request,
     Response,
     Sleep,
     Tls,
     Transport,
     follow,
-    retry_after,
     same_origin,
     status_error,
 )
+from kontti.registry.pool import Pool
+from kontti.registry.retry import Persistent, Retries, persist, throttled
 from kontti.values import EMPTY
 
 MAX_CHALLENGES = 2
-_RETRIED = frozenset((408, 429, 500, 502, 503, 504))
-
-
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """How often and how long: ``pause`` doubles, no single wait is longer than ``longest``."""
-
-    attempts: int = 4
-    pause: float = 0.25
-    longest: float = 15.0
+REST_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +82,10 @@ class Session:
         transport = self._transports.get(key)
         if transport is None:
             transport = self._transports[key] = self._make(*key)
-        known_as = DOCKER_HOST if host.host == DOCKER_SERVER else host.host
-        authorizer = Authorizer(known_as, host.scheme == "https", transport, self._credentials)
+        asking = Persistent(transport, self._retries, self._sleep)
+        own = source_of(host.auth) if host.auth else no_credentials
+        source = either(own, self._credentials)
+        authorizer = Authorizer(host.known_as, host.scheme == "https", asking, source)
         return HostClient(host, transport, authorizer, self._retries, self._sleep)
 
     def close(self) -> None:
@@ -121,45 +115,41 @@ class HostClient:
     authorizer: Authorizer
     retries: Retries
     sleep: Sleep
+    rested_until: float = 0.0
 
     def call(self, call: Call) -> Response:
         """The answer, redirects followed, 401s answered, 429s and 5xx tried again.
 
         Its status may be any other. Raises Unauthenticated, and what the transport does.
         """
-        challenges, pause, attempt = 0, self.retries.pause, 0
+        challenges = 0
         while True:
-            attempt += 1
-            response = self._attempt(call, last=attempt >= self.retries.attempts)
-            if response is not None and response.status == 401:
-                challenges += 1
-                self._challenged(call, response, challenges)
-                attempt -= 1
-                continue
-            wait = self._wait(response, attempt, pause)
-            if response is not None and wait is None:
+            response = self._answer(call)
+            if response.status != 401:
                 return response
-            if response is not None:
-                response.close()
-            self.sleep(wait or pause)
-            pause *= 2
+            challenges += 1
+            self._challenged(call, response, challenges)
 
-    def _attempt(self, call: Call, *, last: bool) -> Response | None:
-        """None for a failed exchange that may be repeated."""
+    def _answer(self, call: Call) -> Response:
+        request, repeatable = self.request(call), call.method in ("GET", "HEAD")
         try:
-            return follow(self.transport, self.request(call))
-        except ConnectionLost:
-            # a kept connection may have been closed by the other side as we sent
-            if last or call.method not in ("GET", "HEAD"):
-                raise
-            return None
+            return persist(
+                lambda: follow(self.transport, request),
+                self.retries,
+                self.sleep,
+                repeatable=repeatable,
+            )
+        except (DialFailed, DeadlineExceeded):
+            self.rest()
+            raise
 
-    def _wait(self, response: Response | None, attempt: int, pause: float) -> float | None:
-        if response is None:
-            return pause
-        if response.status not in _RETRIED or attempt >= self.retries.attempts:
-            return None
-        return retry_after(response, min(pause, self.retries.longest), self.retries.longest)
+    def rest(self) -> None:
+        """Ask others first for a while."""
+        self.rested_until = time.monotonic() + REST_SECONDS
+
+    def resting(self) -> bool:
+        """Whether others are to be asked first."""
+        return time.monotonic() < self.rested_until
 
     def _challenged(self, call: Call, response: Response, challenges: int) -> None:
         with response:
@@ -196,9 +186,14 @@ class HostClient:
             raise described(Request(call.method, self.url(call.path)), response)
 
 
+def rested(clients: Sequence[HostClient]) -> list[HostClient]:
+    """``clients`` in their order, those last that were of no use a moment ago."""
+    return sorted(clients, key=HostClient.resting)
+
+
 def described(request: Request, response: Response) -> Error:
     """The status as an error, with what the registry said in its body, if that is text."""
-    error = status_error(request, response)
+    error = throttled(request, response)
     try:
         text = response.read(MAX_ERROR_BODY).decode() if request.method != "HEAD" else ""
     except (Error, UnicodeDecodeError):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from kontti.errors import NotFound
-from kontti.registry.hosts import DOCKER_HOST, DOCKER_SERVER, Capability, Host
+from kontti.registry.credentials import DOCKER_HOST
+from kontti.registry.hosts import DOCKER_SERVER, Capability, Host
 from kontti.registry.reference import Reference
 from kontti.registry.session import Call, HostClient, Session
 from kontti.values import EMPTY

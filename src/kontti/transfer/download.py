@@ -22,6 +22,7 @@ from kontti.errors import (
     Unavailable,
 )
 from kontti.registry.http import Sleep
+from kontti.registry.parallel import Slots
 from kontti.transfer.flights import Flights
 from kontti.transfer.labels import add_labels
 from kontti.transfer.progress import Meter, Reporter, ref_key
@@ -38,6 +39,14 @@ class Source(Protocol):
         """The bytes from ``offset`` on; closing the generator ends the transfer."""
         ...
 
+    def several(self) -> bool:
+        """Whether more than one host may have it."""
+        ...
+
+    def distrust(self, descriptor: Descriptor) -> bool:
+        """Ask others first after wrong bytes; whether there are others."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Sink:
@@ -51,6 +60,7 @@ class Sink:
     reporter: Reporter
     flights: Flights
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    slots: Slots = field(default_factory=Slots)
     sleep: Sleep = time.sleep
 
 
@@ -82,14 +92,14 @@ def download(source: Source, sink: Sink, descriptor: Descriptor, stop: Stop) -> 
     What a broken connection brought stays as an ingest and is resumed next time; bytes of another
     size or digest are thrown away. Raises FailedPrecondition for those, Canceled after ``stop``.
     """
-    with sink.flights.hold(descriptor.digest):
+    with sink.flights.hold(descriptor.digest, stop.is_set):
         writer = _open(sink, descriptor, stop)
         if writer is None:
             add_labels(sink.content, descriptor.digest, sink.labels)
             sink.reporter.blob("already exists", descriptor, descriptor.size)
             return
         try:
-            with writer:
+            with writer, sink.slots.hold(stop.is_set):
                 _Copy(source, sink, descriptor, stop).run(writer)
         except BaseException as error:
             if not stop.resumable(error) or _is_empty(sink.content, ref_key(descriptor)):
@@ -156,12 +166,24 @@ class _Copy:
         if offset > self.descriptor.size:
             writer.truncate(0)
             offset = 0
-        self._fill(writer, offset)
-        if offset and writer.digest() != self.descriptor.digest:
-            # what an earlier attempt left may have been the bad part
+        wrong = self._wrong(writer, offset)
+        # what an earlier attempt left may have been the bad part, or a mirror be wrong
+        if wrong and (self.source.distrust(self.descriptor) or offset):
             writer.truncate(0)
-            self._fill(writer, 0)
+            wrong = self._wrong(writer, 0)
+        if isinstance(wrong, Error):
+            raise wrong
         self._commit(writer)
+
+    def _wrong(self, writer: Writer, offset: int) -> Error | bool:
+        """What is wrong with the blob that there is now."""
+        try:
+            self._fill(writer, offset)
+        except FailedPrecondition as error:
+            return error
+        # a question for the daemon in another process, so only where it can help
+        can_help = offset > 0 or self.source.several()
+        return can_help and writer.digest() != self.descriptor.digest
 
     def _fill(self, writer: Writer, offset: int) -> None:
         meter = Meter(self.sink.reporter, "downloading", self.descriptor, offset)

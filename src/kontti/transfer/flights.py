@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Hashable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
-from kontti.errors import Unavailable
+from kontti.errors import Canceled, Unavailable
 
 WAIT_SECONDS = 3600.0
+STEP = 0.2
+IsStopped = Callable[[], bool]
+
+
+def never() -> bool:
+    """Waits on."""
+    return False
 
 
 @dataclass(slots=True)
@@ -29,18 +37,25 @@ class Flights:
         self._flights: dict[Hashable, _Flight] = {}
 
     @contextlib.contextmanager
-    def hold(self, key: Hashable) -> Iterator[None]:
-        """Hold ``key``; raises Unavailable when the one before takes too long."""
+    def hold(self, key: Hashable, is_stopped: IsStopped = never) -> Iterator[None]:
+        """Hold ``key``; raises Unavailable when the one before takes too long, Canceled."""
         flight = self._enter(key)
         try:
-            if not flight.lock.acquire(timeout=self._wait):
-                raise Unavailable(f"{key} is held by another transfer")
+            self._acquire(key, flight, is_stopped)
             try:
                 yield
             finally:
                 flight.lock.release()
         finally:
             self._leave(key, flight)
+
+    def _acquire(self, key: Hashable, flight: _Flight, is_stopped: IsStopped) -> None:
+        until = time.monotonic() + self._wait
+        while not flight.lock.acquire(timeout=max(0.0, min(STEP, until - time.monotonic()))):
+            if is_stopped():
+                raise Canceled(f"{key}")
+            if time.monotonic() >= until:
+                raise Unavailable(f"{key} is held by another transfer")
 
     def _enter(self, key: Hashable) -> _Flight:
         with self._lock:

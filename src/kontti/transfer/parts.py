@@ -11,6 +11,7 @@ from kontti.images.graph import find_manifest, walk
 from kontti.images.manifest import read_config, read_manifest
 from kontti.images.media_types import kind_of
 from kontti.namespaces import Scope
+from kontti.registry.parallel import Slots
 from kontti.transfer.base import Selection, Stores, Unpacked, Unpacking
 from kontti.transfer.flights import Flights
 from kontti.transfer.lease import leased
@@ -19,14 +20,21 @@ from kontti.transfer.selection import limit_of, matcher_of
 from kontti.transfer.unpack import Ready, Unpacker, is_unpackable, layers_of, ready
 from kontti.values import Descriptor
 
+# of all pulls of a process together
+MAX_DOWNLOADS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The stores, what applies layers within a scope, and what keeps work from being done twice."""
+    """The stores, what applies layers within a scope, and what keeps work from being done twice.
+
+    ``slots`` is what all downloads share.
+    """
 
     stores: Stores
     applier: Callable[[Scope], Applier]
     flights: Flights = field(default_factory=Flights)
+    slots: Slots = field(default_factory=lambda: Slots(MAX_DOWNLOADS))
 
     def unpacker(self, scope: Scope, options: Unpacking, reporter: Reporter) -> ManifestUnpacker:
         """Unpacks manifests in ``scope``."""

@@ -16,6 +16,7 @@ from kontti.images.manifest import (
 from kontti.images.media_types import kind_of
 from kontti.images.platforms import Matcher, select
 from kontti.namespaces import Scope
+from kontti.registry.parallel import Chunking
 from kontti.registry.reference import Reference
 from kontti.registry.resolver import Resolver
 from kontti.transfer.base import Pulled, PullOptions, Unpacked
@@ -72,8 +73,11 @@ class _Run:
     ) -> tuple[Unpacked, ...]:
         content = self.parts.stores.content(self.scope)
         labels = source_label(reference)
-        sink = Sink(content, self._unleased, self.reporter, self.parts.flights, labels)
-        source, workers = resolver.fetcher(reference), self.options.max_concurrent_downloads
+        flights, slots = self.parts.flights, self.parts.slots
+        sink = Sink(content, self._unleased, self.reporter, flights, labels, slots)
+        workers = self.options.max_concurrent_downloads
+        chunking = Chunking(self.options.concurrent_layer_fetch_buffer, workers, slots)
+        source = resolver.fetcher(reference, chunking)
         with Downloads(source, sink, workers) as downloads:
             manifests = list(Graph(content, downloads, self.options).fetch(target))
             unpacked = self._unpack(manifests, downloads)
