@@ -83,7 +83,7 @@ class Web:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH"):
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
             setattr(Handler, f"do_{method}", Handler.answer)
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

@@ -24,7 +24,7 @@ from kontti.errors import (
 )
 from kontti.registry.auth import Credentials
 from kontti.registry.fetcher import Pace, paced
-from kontti.registry.hosts import MIRROR, Host, HostOptions, configured
+from kontti.registry.hosts import Host, HostOptions, configured
 from kontti.registry.http import Request, redirected
 from kontti.registry.pool import FAILURES, Pool, mapping_of
 from kontti.registry.pusher import Pusher
@@ -309,7 +309,7 @@ def mirrored(*hosts: Host) -> Session:
 
 
 def plain(web: Web) -> Host:
-    return Host("http", web.host, capabilities=MIRROR)
+    return Host("http", web.host)
 
 
 def test_the_next_host_where_one_has_nothing() -> None:
@@ -441,7 +441,9 @@ def test_what_the_registry_said_is_told() -> None:
 def upload(web: Web, data: bytes, mount_from: str = "") -> bool:
     with session() as open_session:
         pusher = Pusher(open_session, reference(web))
-        return pusher.push_blob(descriptor(data), lambda: io.BytesIO(data), mount_from)
+        return pusher.push_blob(
+            descriptor(data), lambda offset: io.BytesIO(data[offset:]), mount_from
+        )
 
 
 class Store:

@@ -9,7 +9,6 @@ import pytest
 from kontti.errors import InvalidArgument, NotFound
 from kontti.registry.hosts import (
     ALL,
-    MIRROR,
     Capability,
     Host,
     HostOptions,
@@ -70,7 +69,7 @@ def test_mirrors_in_order_then_the_server() -> None:
     assert first.dial_timeout == 62.5
     assert second.url == "http://a.example.org:8080/root/v2"
     assert second.tls.skip_verify
-    assert second.capabilities == MIRROR
+    assert second.capabilities == ALL
     assert server.url == "https://example.org/v2"
     assert server.capabilities == ALL
 

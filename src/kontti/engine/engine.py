@@ -21,6 +21,7 @@ from kontti.engine.core import Core
 from kontti.engine.logs import Logs, tail_offset
 from kontti.engine.migration import migrate
 from kontti.engine.processes import Processes
+from kontti.engine.registries import open_session
 from kontti.engine.stdio import Streams
 from kontti.engine.values import ContainerInfo, ExecOptions, ImageInfo, Options, Result, Sink
 from kontti.errors import DeadlineExceeded, FailedPrecondition, NotFound
@@ -31,18 +32,15 @@ from kontti.linux.process import signal_number
 from kontti.metadata.base import Container, Image
 from kontti.migrate.adopt import Outcome, Tell
 from kontti.namespaces import DEFAULT, Scope
-from kontti.registry.auth import Credentials
-from kontti.registry.hosts import HostOptions, configured
 from kontti.registry.reference import docker_normalize
 from kontti.registry.resolver import Resolver
-from kontti.registry.session import Session
 from kontti.tasks.base import Process, Status, Stdio
 from kontti.transfer.import_ import ImportOptions, import_archive
 from kontti.transfer.progress import OnProgress, silent
 from kontti.transfer.pull import pull
+from kontti.transfer.push import push
 from kontti.values import Mount
 
-HOSTS_DIRECTORIES = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
 FOLLOW_SECONDS = 0.1
 LIVE = ("created", "running", "paused")
@@ -89,16 +87,26 @@ class Engine:
         progress: OnProgress = silent,
     ) -> ImageInfo:
         """Pull ``name`` (docker's short names too) and unpack it. Plain HTTP only if asked for."""
-        given = Credentials(user, password) if user else None
-        with _session(plain_http, given) as session:
-            pulled = pull(
-                self._stores.transfer_parts(),
-                self._scope,
-                Resolver(session),
-                docker_normalize(name),
-                progress=progress,
-            )
+        name, parts = docker_normalize(name), self._stores.transfer_parts()
+        with open_session(name, plain_http=plain_http, user=user, password=password) as session:
+            pulled = pull(parts, self._scope, Resolver(session), name, progress=progress)
         return self._image_info(pulled.image)
+
+    def push(
+        self,
+        name: str,
+        source: str = "",
+        *,
+        plain_http: bool = False,
+        user: str = "",
+        password: str = "",
+        progress: OnProgress = silent,
+    ) -> None:
+        """Push image ``source`` (default: the one of that name) to its registry as ``name``."""
+        image, name = self._image(source or name), docker_normalize(name)
+        with open_session(name, plain_http=plain_http, user=user, password=password) as session:
+            stores = self._stores.metadata
+            push(stores, self._scope, session, name, image.target, progress=progress)
 
     def import_image(
         self, source: str | BinaryIO, *, progress: OnProgress = silent
@@ -131,7 +139,7 @@ class Engine:
         ``repair`` puts damaged blobs aside and fetches them again, unpacks damaged layers again
         and removes what nothing names.
         """
-        with _session(plain_http, None) as session:
+        with open_session(plain_http=plain_http) as session:
             resolver = Resolver(session) if repair else None
             return examine(self._stores, resolver, deep=deep, rate=rate, tell=tell)
 
@@ -351,11 +359,6 @@ class Engine:
         if not os.path.exists(path):
             raise NotFound(f"output of container {id}")
         return path
-
-
-def _session(plain_http: bool, credentials: Credentials | None) -> Session:
-    hosts = configured(HostOptions(plain_http=plain_http, directories=HOSTS_DIRECTORIES))
-    return Session(hosts, lambda _host: credentials)
 
 
 def _tee(sink: Sink, log: BinaryIO) -> Sink:

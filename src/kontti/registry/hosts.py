@@ -16,6 +16,7 @@ from kontti.registry.files import read_small
 from kontti.registry.http import CONNECT_SECONDS, Tls
 from kontti.registry.proxies import is_loopback
 
+HOSTS_DIRECTORIES = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 DOCKER_SERVER = "registry-1.docker.io"
 _AUTHS = frozenset(
     (
@@ -42,7 +43,6 @@ class Capability(enum.StrEnum):
 
 
 ALL = frozenset(Capability)
-MIRROR = frozenset((Capability.PULL, Capability.RESOLVE, Capability.REFERRERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ def default_host(registry: str, options: HostOptions | None = None) -> Host:
 
 def _loopback_http(name: str, options: HostOptions) -> bool:
     host, colon, port = name.rpartition(":")
-    if not options.loopback_http or not colon or "]" in port:
+    # who gives certificates means TLS
+    if not options.loopback_http or not colon or "]" in port or options.tls != Tls():
         return False
     return is_loopback(host) and port != "443"
 
@@ -162,11 +163,11 @@ def parse_hosts(text: str, default: Host, directory: str = "") -> tuple[Host, ..
         raise InvalidArgument(str(error)) from error
     mirrors = _table(tree.get("host", {}), "host")
     reader = _Reader(default, directory)
-    found = [reader.host(url, _table(entry, url), MIRROR) for url, entry in mirrors.items()]
+    found = [reader.host(url, _table(entry, url)) for url, entry in mirrors.items()]
     server = tree.get("server", "")
     if not isinstance(server, str):
         raise InvalidArgument("server must be a string")
-    last = reader.host(server or default.url, tree, ALL)
+    last = reader.host(server or default.url, tree)
     return (
         *found,
         replace(last, registry="" if last.host == default.known_as else default.known_as),
@@ -178,9 +179,7 @@ class _Reader:
     default: Host
     directory: str
 
-    def host(
-        self, url: str, entry: Mapping[str, object], capabilities: frozenset[Capability]
-    ) -> Host:
+    def host(self, url: str, entry: Mapping[str, object]) -> Host:
         """One host's table; what it does not say is the default's."""
         scheme, name, path = self._place(url, entry.get("override_path", False) is True)
         said = _strings(entry.get("capabilities", []), "capabilities")
@@ -190,7 +189,7 @@ class _Reader:
             scheme,
             name,
             path,
-            _capabilities(said) if said else capabilities,
+            _capabilities(said) if said else ALL,
             _headers(entry.get("header", {})) or (self.default.headers if own else ()),
             self._tls(entry),
             _seconds(entry.get("dial_timeout"), self.default.dial_timeout),

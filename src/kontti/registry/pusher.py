@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from urllib.parse import urlencode, urljoin, urlsplit
+from dataclasses import replace
+from urllib.parse import urlencode
 
-from kontti.errors import Error, NotFound
+from kontti.errors import PermissionDenied, Unauthenticated
 from kontti.registry.hosts import Capability
-from kontti.registry.http import Request, Response, UploadBody
 from kontti.registry.reference import Reference
-from kontti.registry.session import Call, Session, described
+from kontti.registry.session import Call, Session
 from kontti.registry.target import MANIFEST_TYPES, Target
+from kontti.registry.upload import OpenBody, Upload, begun
+from kontti.registry.upload import Session as UploadSession
 from kontti.values import Descriptor
-
-OpenBody = Callable[[], AbstractContextManager[UploadBody]]
-_MOVED = frozenset((307, 308))
-_MAX_MOVES = 5
 
 
 class Pusher:
     """Uploads to the repository of ``reference``, at the first host that takes pushes."""
 
     def __init__(self, session: Session, reference: Reference) -> None:
-        self._reference = reference
         self._target = Target(session, reference, "pull,push")
         self._client = self._target.clients(Capability.PUSH)[0]
 
@@ -36,69 +31,44 @@ class Pusher:
             return response.status == 200
 
     def push_blob(self, descriptor: Descriptor, body: OpenBody, mount_from: str = "") -> bool:
-        """Upload the blob; False where it was there, or could be mounted from that repository."""
+        """Upload the blob; False where it was there, or could be mounted from that repository.
+
+        ``body`` opens the blob at an offset. A broken upload goes on where the registry has it.
+        """
         if self.exists(descriptor):
             return False
-        location = self._start(descriptor, mount_from)
-        if location:
-            self._upload(location, descriptor, body)
-        return bool(location)
+        session = self._mount(descriptor, mount_from) if mount_from else self._begin()
+        if session is None:
+            return False
+        Upload(self._client, self._target.scope, descriptor, body, self._begin).run(session)
+        return True
 
-    def push_manifest(self, descriptor: Descriptor, body: bytes, name: str = "") -> None:
-        """Put a manifest under ``name``, or its digest."""
+    def push_manifest(self, descriptor: Descriptor, body: bytes, name: str = "") -> bool:
+        """Put a manifest under ``name``, or its digest.
+
+        Gives whether the registry says that it lists the manifest among its subject's referrers.
+        """
         path = f"manifests/{name or descriptor.digest}"
         call = self._call("PUT", path, {"Content-Type": descriptor.media_type})
-        call = Call(call.method, call.path, call.scopes, call.headers, body)
-        self._client.checked(call, (200, 201, 202)).close()
+        with self._client.checked(replace(call, body=body), (200, 201, 202)) as response:
+            return bool(response.headers.get("oci-subject"))
 
     def _call(self, method: str, path: str, headers: dict[str, str] | None = None) -> Call:
         return self._target.call(self._client, method, path, headers or {})
 
-    def _start(self, descriptor: Descriptor, mount_from: str) -> str:
-        """Where to upload to; "" when the blob could be mounted."""
-        path = "blobs/uploads/"
-        if mount_from:
-            path += "?" + urlencode({"mount": descriptor.digest, "from": mount_from})
-        with self._client.checked(self._call("POST", path), (201, 202)) as response:
-            if response.status == 201:
-                return ""
-            return upload_url(response, descriptor)
+    def _begin(self) -> UploadSession:
+        with self._client.checked(self._call("POST", "blobs/uploads/"), (202,)) as response:
+            return begun(response)
 
-    def _upload(self, url: str, descriptor: Descriptor, body: OpenBody) -> None:
-        for _ in range(_MAX_MOVES):
-            request = self._put(url, descriptor)
-            with body() as stream:
-                sent = Request(request.method, request.url, request.headers, stream)
-                response = self._client.transport.send(sent)
-            with response:
-                if response.status in (200, 201, 204):
-                    return
-                if response.status not in _MOVED or not response.headers.get("location"):
-                    raise described(request, response)
-                url = _absolute(response)
-        raise Error(f"{url}: upload redirected too often")
-
-    def _put(self, url: str, descriptor: Descriptor) -> Request:
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(descriptor.size),
-        }
-        call = Call("PUT", url, (self._target.scope,), headers)
-        return self._client.request(call)
-
-
-def upload_url(response: Response, descriptor: Descriptor) -> str:
-    """The upload's URL with the digest that ends it; raises NotFound without a Location."""
-    url = _absolute(response)
-    joint = "&" if urlsplit(url).query else "?"
-    return f"{url}{joint}{urlencode({'digest': descriptor.digest})}"
-
-
-def _absolute(response: Response) -> str:
-    location = response.headers.get("location", "")
-    if not location:
-        raise NotFound(f"{response.url}: no upload location")
-    url = urljoin(response.url, location)
-    if not url.startswith(("https://", "http://")):
-        raise Error(f"{response.url}: upload location of unsupported scheme")
-    return url
+    def _mount(self, descriptor: Descriptor, source: str) -> UploadSession | None:
+        """Mount from another repository; where that cannot be, the session of an upload."""
+        query = urlencode({"mount": descriptor.digest, "from": source})
+        call = self._call("POST", f"blobs/uploads/?{query}")
+        scopes = (*call.scopes, f"repository:{source}:pull")
+        try:
+            response = self._client.checked(replace(call, scopes=scopes), (201, 202))
+        except (Unauthenticated, PermissionDenied):
+            # we may not read there, or the token server does not know such a thing
+            return self._begin()
+        with response:
+            return None if response.status == 201 else begun(response)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kontti.errors import Error
 from kontti.registry.http import (
     ConnectionLost,
+    DialFailed,
     Request,
     Response,
     Sleep,
@@ -41,19 +42,19 @@ class Retries:
 
 
 def persist(
-    ask: Callable[[], Response], retries: Retries, sleep: Sleep, *, repeatable: bool
+    ask: Callable[[], Response],
+    retries: Retries,
+    sleep: Sleep,
+    failures: tuple[type[Error], ...],
 ) -> Response:
-    """The answer, 429s and 5xx asked for again, lost connections where ``repeatable``.
+    """The answer; 429s, 5xx and ``failures`` are asked for again.
 
     The last answer may still be one of these.
     """
     for pause in retries.pauses():
         try:
             response = ask()
-        except ConnectionLost:
-            # a kept connection may have been closed by the other side as we sent
-            if not repeatable:
-                raise
+        except failures:
             sleep(pause)
             continue
         wait = retry_after(response, pause, retries.longest)
@@ -74,9 +75,8 @@ class Persistent:
 
     def send(self, request: Request) -> Response:
         """Send it, several times if need be."""
-        return persist(
-            lambda: self.transport.send(request), self.retries, self.sleep, repeatable=True
-        )
+        failures = (ConnectionLost, DialFailed)
+        return persist(lambda: self.transport.send(request), self.retries, self.sleep, failures)
 
     def close(self) -> None:
         """Close every connection."""

@@ -16,6 +16,7 @@ from kontti.registry.credentials import either, source_of
 from kontti.registry.hosts import Host, Hosts
 from kontti.registry.http import (
     MAX_ERROR_BODY,
+    ConnectionLost,
     DialFailed,
     Request,
     Response,
@@ -32,24 +33,32 @@ from kontti.values import EMPTY
 
 MAX_CHALLENGES = 2
 REST_SECONDS = 60.0
+_IDEMPOTENT = ("GET", "HEAD", "PUT")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of a host. ``path`` is under the API's root, or a whole URL."""
+    """What is asked of a host. ``path`` is under the API's root, or a whole URL.
+
+    ``patient``: there is no other host to ask, so one that is not there is asked again.
+    """
 
     method: str
     path: str
     scopes: tuple[str, ...]
     headers: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     body: bytes | None = None
+    patient: bool = False
 
 
 TransportFactory = Callable[[Tls, float], Transport]
 
 
 class Session:
-    """Connections and authorization, shared by all that a caller does. Safe for threads."""
+    """Connections and authorization, shared by all that a caller does. Safe for threads.
+
+    ``credentials`` come before those of a host's configuration, ``fallback`` after them.
+    """
 
     def __init__(
         self,
@@ -57,9 +66,11 @@ class Session:
         credentials: CredentialSource = no_credentials,
         retries: Retries | None = None,
         sleep: Sleep = time.sleep,
+        *,
         transports: TransportFactory = Pool,
+        fallback: CredentialSource = no_credentials,
     ) -> None:
-        self._hosts, self._credentials = hosts, credentials
+        self._hosts, self._credentials, self._fallback = hosts, credentials, fallback
         self._retries, self._sleep, self._make = retries or Retries(), sleep, transports
         self._lock = threading.Lock()
         self._transports: dict[tuple[Tls, float], Transport] = {}
@@ -84,7 +95,7 @@ class Session:
             transport = self._transports[key] = self._make(*key)
         asking = Persistent(transport, self._retries, self._sleep)
         own = source_of(host.auth) if host.auth else no_credentials
-        source = either(own, self._credentials)
+        source = either(self._credentials, own, self._fallback)
         authorizer = Authorizer(host.known_as, host.scheme == "https", asking, source)
         return HostClient(host, transport, authorizer, self._retries, self._sleep)
 
@@ -128,16 +139,16 @@ class HostClient:
             if response.status != 401:
                 return response
             challenges += 1
-            self._challenged(call, response, challenges)
+            self.challenged(call, response, challenges)
 
     def _answer(self, call: Call) -> Response:
-        request, repeatable = self.request(call), call.method in ("GET", "HEAD")
+        request = self.request(call)
         try:
             return persist(
                 lambda: follow(self.transport, request),
                 self.retries,
                 self.sleep,
-                repeatable=repeatable,
+                _passing(call),
             )
         except (DialFailed, DeadlineExceeded):
             self.rest()
@@ -151,7 +162,8 @@ class HostClient:
         """Whether others are to be asked first."""
         return time.monotonic() < self.rested_until
 
-    def _challenged(self, call: Call, response: Response, challenges: int) -> None:
+    def challenged(self, call: Call, response: Response, challenges: int) -> None:
+        """Take in a 401, the ``challenges``-th of a call; raises Unauthenticated after a few."""
         with response:
             asked = self.url(call.path)
             if challenges > MAX_CHALLENGES or not same_origin(asked, response.url):
@@ -184,6 +196,15 @@ class HostClient:
             return response
         with response:
             raise described(Request(call.method, self.url(call.path)), response)
+
+
+def _passing(call: Call) -> tuple[type[Error], ...]:
+    """The failures that asking again may pass over."""
+    found: list[type[Error]] = [DialFailed] if call.patient else []
+    if call.method in _IDEMPOTENT:
+        # a kept connection may have been closed by the other side as we sent
+        found.append(ConnectionLost)
+    return tuple(found)
 
 
 def rested(clients: Sequence[HostClient]) -> list[HostClient]:

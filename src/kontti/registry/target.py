@@ -47,7 +47,7 @@ class Target:
         """A call for ``path`` under the repository."""
         fields = {**query, **self._namespace(client.host)}
         path = f"/{self.reference.path}/{path}" + (f"?{urlencode(fields)}" if fields else "")
-        return Call(method, path, (self.scope,), headers)
+        return Call(method, path, (self.scope,), headers, patient="push" in self.actions)
 
     @property
     def scope(self) -> str:

@@ -12,7 +12,7 @@ from kontti.content.base import Reader, Store
 from kontti.diff.media_types import is_nondistributable
 from kontti.errors import Canceled, InvalidArgument, NotFound
 from kontti.images.graph import find_manifest, walk
-from kontti.images.manifest import read_document
+from kontti.images.manifest import parse_manifest, read_document
 from kontti.images.media_types import kind_of
 from kontti.namespaces import Scope
 from kontti.registry.pusher import Pusher
@@ -21,6 +21,7 @@ from kontti.registry.session import Session
 from kontti.transfer.base import Selection, Stores
 from kontti.transfer.labels import add_labels, repositories, source_label
 from kontti.transfer.progress import Meter, OnProgress, Reporter, silent
+from kontti.transfer.referrers import add_referrer
 from kontti.transfer.selection import matcher_of
 from kontti.values import Descriptor
 
@@ -61,7 +62,7 @@ def push(
         raise InvalidArgument(f"{name}: object required")
     chosen, content = options or PushOptions(), stores.content(scope)
     plan = plan_push(content, target, chosen)
-    run = _Run(content, Pusher(session, reference), reference, Reporter(progress))
+    run = _Run(content, Pusher(session, reference), session, reference, Reporter(progress))
     run.leaves(plan.leaves, chosen.max_concurrent_uploads)
     for document in plan.documents:
         run.document(document, reference.tag if document == plan.target else "")
@@ -112,6 +113,7 @@ class _Body:
 class _Run:
     content: Store
     pusher: Pusher
+    session: Session
     reference: Reference
     reporter: Reporter
     stop: threading.Event = field(default_factory=threading.Event)
@@ -130,18 +132,23 @@ class _Run:
 
     def _leaf(self, leaf: Descriptor) -> None:
         others = repositories(self.content.info(leaf.digest).labels, self.reference)
-        sent = self.pusher.push_blob(leaf, lambda: self._body(leaf), others[0] if others else "")
+        source = others[0] if others else ""
+        sent = self.pusher.push_blob(leaf, lambda offset: self._body(leaf, offset), source)
         self._done(leaf, "uploaded" if sent else "already exists")
 
     @contextmanager
-    def _body(self, leaf: Descriptor) -> Iterator[_Body]:
+    def _body(self, leaf: Descriptor, offset: int) -> Iterator[_Body]:
         with self.content.reader(leaf.digest) as reader:
-            yield _Body(reader, Meter(self.reporter, "uploading", leaf, 0), self.stop)
+            yield _Body(reader, Meter(self.reporter, "uploading", leaf, offset), self.stop)
 
     def document(self, document: Descriptor, tag: str) -> None:
         """Put a manifest or index, under its tag if it has one."""
         if tag or not self.pusher.exists(document):
-            self.pusher.push_manifest(document, read_document(self.content, document), tag)
+            data = read_document(self.content, document)
+            listed = self.pusher.push_manifest(document, data, tag)
+            if not listed and kind_of(document.media_type) == "manifest":
+                manifest = parse_manifest(data, document.media_type)
+                add_referrer(self.session, self.reference, document, manifest)
         self._done(document, "uploaded")
 
     def _done(self, descriptor: Descriptor, event: str) -> None:

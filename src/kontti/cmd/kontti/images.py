@@ -1,4 +1,4 @@
-"""``kontti pull``, ``load``, ``images`` and ``rmi``."""
+"""``kontti pull``, ``push``, ``load``, ``images`` and ``rmi``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from kontti.cmd.kontti.root import Root
 
 def pull(root: Root, args: argparse.Namespace) -> int:
     """Pull an image from its registry and unpack it."""
-    user, separator, password = args.user.partition(":")
-    if user and not separator:
-        password = getpass.getpass("Password: ")
+    user, password = credentials(args.user)
     with root.engine() as engine, shown() as progress:
         found = engine.pull(
             args.image,
@@ -28,6 +26,29 @@ def pull(root: Root, args: argparse.Namespace) -> int:
         )
     print(f"{found.name} {found.digest}")
     return 0
+
+
+def push(root: Root, args: argparse.Namespace) -> int:
+    """Push an image to its registry."""
+    user, password = credentials(args.user)
+    with root.engine() as engine, shown() as progress:
+        engine.push(
+            args.image,
+            args.source,
+            plain_http=args.plain_http,
+            user=user,
+            password=password,
+            progress=progress,
+        )
+    return 0
+
+
+def credentials(text: str) -> tuple[str, str]:
+    """USER[:PASSWORD], the password asked for where only a user is given."""
+    user, separator, password = text.partition(":")
+    if user and not separator:
+        password = getpass.getpass("Password: ")
+    return user, password
 
 
 def load(root: Root, args: argparse.Namespace) -> int:

@@ -100,9 +100,12 @@ def add_process_flags(command: ArgumentParser) -> None:
 def add_images(commands: Commands) -> None:
     """Commands on images."""
     pull = add(commands, "pull", ("images", "pull"), "pull an image from its registry")
-    pull.add_argument("--plain-http", action="store_true", help="allow HTTP without TLS")
-    pull.add_argument("-u", "--user", default="", help="USER[:PASSWORD] for the registry")
-    pull.add_argument("image", metavar="IMAGE")
+    push = add(commands, "push", ("images", "push"), "push an image to its registry")
+    for command in (pull, push):
+        command.add_argument("--plain-http", action="store_true", help="allow HTTP without TLS")
+        command.add_argument("-u", "--user", default="", help="USER[:PASSWORD] for the registry")
+        command.add_argument("image", metavar="IMAGE")
+    push.add_argument("source", metavar="SOURCE", nargs="?", default="", help="(default: IMAGE)")
     load = add(commands, "load", ("images", "load"), "store the images of an archive")
     load.add_argument("-i", "--input", default="-", help="a file (default: stdin)")
     images = add(commands, "images", ("images", "images"), "list images")
