@@ -44,7 +44,7 @@ Behaviour = Callable[[Asked], Answer]
 class Web:
     """A running server: its address, and everything it was asked."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour, port: int = 0) -> None:
         self.behaviour = behaviour
         self.asked: list[Asked] = []
         self.lock = threading.Lock()
@@ -85,7 +85,7 @@ class Web:
 
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
             setattr(Handler, f"do_{method}", Handler.answer)
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
 
     @property
@@ -102,9 +102,9 @@ class Web:
 
 
 @contextlib.contextmanager
-def serving(behaviour: Behaviour) -> Iterator[Web]:
+def serving(behaviour: Behaviour, port: int = 0) -> Iterator[Web]:
     """Run a server until the block ends."""
-    web = Web(behaviour)
+    web = Web(behaviour, port)
     thread = threading.Thread(target=web.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -234,8 +234,8 @@ def paced(chunks: Iterator[bytes], pace: Pace, url: str) -> Iterator[bytes]:
         if not chunk:
             return
         got += len(chunk)
+        yield chunk
         if waited > pace.window:
             if got < pace.least:
                 raise DeadlineExceeded(f"{url}: {got} bytes in {waited:.0f} seconds")
             waited, got = 0.0, 0
-        yield chunk

@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import client
+from http.client import RemoteDisconnected
+from io import BufferedReader
+from typing import BinaryIO, cast
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -95,9 +99,39 @@ class Limits:
     upload: float
 
 
+class _Lines:
+    """What headers are read from: a line that ends without its newline was cut off."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = self._file.readline(limit)
+        if not line.endswith(b"\n") and len(line) != limit:
+            raise RemoteDisconnected("connection closed in the middle of headers")
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _WholeHeaders(client.HTTPResponse):
+    """The library takes the end of a connection for the end of the headers."""
+
+    def begin(self) -> None:
+        file, lines = self.fp, _Lines(self.fp)
+        self.fp = cast("BufferedReader", lines)
+        try:
+            super().begin()
+        finally:
+            if cast("object", self.fp) is lines:
+                self.fp = file
+
+
 class _Watched:
     """A connection whose handshake and wait for an answer end."""
 
+    response_class = _WholeHeaders
     line: Line | None = None
     watchdog: Watchdog
     limits: Limits
