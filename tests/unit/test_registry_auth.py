@@ -218,3 +218,53 @@ def test_any_answer_is_read_or_refused(body: bytes) -> None:
 
 def test_a_secret_is_not_shown() -> None:
     assert "secret" not in repr(ALICE)
+
+
+def test_a_password_by_post_where_get_is_not_known() -> None:
+    @dataclass
+    class OnlyPost(TokenServer):
+        def send(self, request: Request) -> Canned:
+            super().send(request)
+            return Canned(405) if request.method == "GET" else self.answer
+
+    server = OnlyPost(token_answer(access_token="t"))
+    authorizer = Authorizer("h", True, server, lambda host: ALICE)
+    authorizer.challenged([BEARER], SCOPES)
+    assert authorizer.header(SCOPES) == "Bearer t"
+    assert isinstance(server.asked[-1].body, bytes)
+    form = parse_qs(server.asked[-1].body.decode())
+    assert form["grant_type"] == ["password"]
+    assert (form["username"], form["password"]) == (["alice"], ["secret"])
+
+
+def test_a_refresh_token_that_is_renewed() -> None:
+    clock = Clock()
+    server = TokenServer(token_answer(access_token="t", refresh_token="r2", expires_in=100))
+    authorizer = Authorizer("h", True, server, lambda host: Credentials("", "r1"), clock)
+    authorizer.challenged([BEARER], SCOPES)
+    for clock.now in (0.0, 200.0):
+        authorizer.header(SCOPES)
+    sent = [parse_qs(r.body.decode()) for r in server.asked if isinstance(r.body, bytes)]
+    assert [form["refresh_token"] for form in sent] == [["r1"], ["r2"]]
+
+
+def test_a_registry_token_is_used_as_it_is() -> None:
+    server = TokenServer(Canned(500))
+    authorizer = Authorizer("h", True, server, lambda host: Credentials(token="mine"))
+    authorizer.challenged([BEARER], SCOPES)
+    assert authorizer.header(SCOPES) == "Bearer mine"
+    assert server.asked == []
+
+
+def test_a_refresh_token_is_no_password() -> None:
+    authorizer = Authorizer("h", True, TokenServer(Canned()), lambda host: Credentials("", "r"))
+    with pytest.raises(Unauthenticated, match="no basic auth credentials"):
+        authorizer.challenged(["Basic realm=x"], SCOPES)
+
+
+def test_a_registry_token_that_would_write_headers() -> None:
+    source = Credentials(token="a\r\nX: y")
+    authorizer = Authorizer("h", True, TokenServer(Canned()), lambda host: source)
+    authorizer.challenged([BEARER], SCOPES)
+    with pytest.raises(Error):
+        authorizer.header(SCOPES)

@@ -134,10 +134,10 @@ class Upload:
         if response.status == 401:
             self._challenges += 1
             self._client.challenged(call, response, self._challenges)
-            return self._asked(session) or self._begin()
+            return self._resumed(session)
         if response.status == _TOO_LARGE and not self._chunk:
             self._chunk = CHUNK
-            return self._begin()
+            return self._anew(session)
         error = described(self._client.request(call), response)
         if response.status in RETRIED or response.status == 416:
             return self._recovered(session, error, response)
@@ -162,15 +162,23 @@ class Upload:
             raise error
         self._client.sleep(pause)
         try:
-            found = self._asked(session) or self._begin()
+            found = self._resumed(session)
         except (Unavailable, DeadlineExceeded, ResourceExhausted):
             # asked again after the next attempt
             return session
         self._advanced(found.offset)
         return found
 
+    def _resumed(self, session: Session) -> Session:
+        """The upload as the registry has it, or a new one."""
+        return self._asked(session) or self._anew(session)
+
+    def _anew(self, session: Session) -> Session:
+        self._cancel(session)
+        return self._begin()
+
     def _asked(self, session: Session) -> Session | None:
-        """The upload as the registry has it; None where it has not."""
+        """The upload as the registry has it; None where it has none of it."""
         call = Call("GET", session.url, (self._scope,))
         with self._client.call(call) as response:
             if response.status not in (200, 202, 204):
@@ -179,7 +187,7 @@ class Upload:
             if response.headers.get("location"):
                 url = absolute(response)
             offset = received(response, 0)
-        return Session(url, offset) if offset <= self._descriptor.size else None
+        return Session(url, offset) if 0 < offset <= self._descriptor.size else None
 
     def _cancel(self, session: Session) -> None:
         with suppress(Error):
@@ -195,7 +203,7 @@ def begun(response: Response) -> Session:
 def received(response: Response, default: int) -> int:
     """How many bytes a registry says it has, from the start on.
 
-    The range is inclusive, so nothing and one byte are both ``0-0``: nothing is the safe reading.
+    The range is inclusive, so nothing and one byte are both ``0-0``, which is read as nothing.
     """
     found = _RANGE.fullmatch(response.headers.get("range", "").strip())
     if found is None:
