@@ -133,8 +133,9 @@ class Repository:
             return Answer(404)
         headers = {"Docker-Content-Digest": digest}
         headers["Content-Type"] = self.media_types.get(digest, "application/octet-stream")
-        start = asked.headers.get("range", "").removeprefix("bytes=").removesuffix("-")
+        start, _, last = asked.headers.get("range", "").removeprefix("bytes=").partition("-")
         if not start:
             return Answer(200, headers, data)
-        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return Answer(206, headers, data[int(start) :])
+        end = int(last) + 1 if last else len(data)
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        return Answer(206, headers, data[int(start) : end])
