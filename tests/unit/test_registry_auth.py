@@ -142,6 +142,18 @@ def test_a_refused_token_is_asked_for_again() -> None:
     assert len(server.asked) == 2
 
 
+def test_a_token_that_two_were_refused_with_is_replaced_once() -> None:
+    server = TokenServer(token_answer(token="old"))
+    authorizer = Authorizer("h", True, server)
+    authorizer.challenged([BEARER], SCOPES)
+    old = authorizer.header(SCOPES)
+    server.answer = token_answer(token="new")
+    for _ in range(2):
+        authorizer.challenged([BEARER], SCOPES, old)
+        assert authorizer.header(SCOPES) == "Bearer new"
+    assert len(server.asked) == 2
+
+
 def test_basic_only_with_credentials() -> None:
     server = TokenServer(Canned())
     with pytest.raises(Unauthenticated, match="no basic auth credentials"):

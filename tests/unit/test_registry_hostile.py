@@ -13,13 +13,13 @@ import pytest
 from kontti.errors import DeadlineExceeded, Error, ResourceExhausted, Unavailable
 from kontti.registry import pool, watch
 from kontti.registry.fetcher import Pace
-from kontti.registry.hosts import HostOptions, configured
+from kontti.registry.hosts import Host, HostOptions, configured
 from kontti.registry.http import Request, Tls
 from kontti.registry.pool import Pool
 from kontti.registry.reference import Reference
 from kontti.registry.resolver import Resolver
 from kontti.registry.retry import Retries
-from kontti.registry.session import Session
+from kontti.registry.session import Call, Session
 from kontti.values import Descriptor, Digest
 from tests.support.raw import Talk, drip, read_head, talking
 
@@ -200,13 +200,14 @@ def test_a_connection_that_was_closed_while_kept_is_made_anew() -> None:
         read_head(connection)
         connection.sendall(FIRST + b"Content-Length: 1\r\n\r\nx")
 
-    transport = Pool()
     with talking(once) as (address, made):
-        for _ in range(3):
-            with transport.send(Request("GET", f"http://{address}/v2/")) as response:
-                assert response.read(10) == b"x"
+        open_session, _ = session(address)
+        with open_session:
+            client = open_session.client(Host("http", address))
+            for _ in range(3):
+                with client.call(Call("GET", "/", ())) as response:
+                    assert response.read(10) == b"x"
         assert len(made) == 3
-    transport.close()
 
 
 def test_no_thread_and_no_descriptor_is_left(ended: threading.Event) -> None:

@@ -14,8 +14,10 @@ from kontti.registry.hosts import (
     HostOptions,
     configured,
     default_host,
+    find_directory,
     parse_hosts,
 )
+from kontti.registry.http import Tls
 
 DEFAULT = Host("https", "example.org")
 
@@ -123,6 +125,40 @@ def test_directories(tmp_path: Path, name: str) -> None:
     (tmp_path / name / "hosts.toml").write_text('[host."https://mirror.org"]\n')
     hosts = configured(HostOptions(directories=(str(tmp_path),)))
     assert [h.host for h in hosts("example.org:5000")] == ["mirror.org", "example.org:5000"]
+
+
+def test_which_directory_comes_first(tmp_path: Path) -> None:
+    roots = (str(tmp_path / "one"), str(tmp_path / "two"))
+    for place in ("two/a.org:1", "one/_default", "one/a.org:1", "one/a.org_1_"):
+        (tmp_path / place).mkdir(parents=True)
+        assert find_directory(roots, "a.org:1") == str(tmp_path / place)
+    assert find_directory(roots, "b.org") == str(tmp_path / "one/_default")
+
+
+def test_a_server_keeps_the_registrys_name_for_credentials() -> None:
+    assert default_host("docker.io").known_as == "docker.io"
+    assert parse_hosts('server = "https://other.org"', DEFAULT)[-1].known_as == "example.org"
+    mirror, server = parse_hosts('[host."https://mirror.org"]', DEFAULT)
+    assert (mirror.known_as, server.known_as) == ("mirror.org", "example.org")
+
+
+def test_certificates_mean_tls_on_loopback_as_well() -> None:
+    options = HostOptions(loopback_http=True, tls=Tls(ca=("ca.pem",)))
+    assert default_host("127.0.0.1:5000", options).scheme == "https"
+
+
+def test_an_empty_file_configures_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.org").mkdir()
+    (tmp_path / "a.org" / "hosts.toml").write_text("")
+    options = HostOptions(directories=(str(tmp_path),))
+    assert configured(options)("a.org") == (Host("https", "a.org"),)
+
+
+def test_a_file_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.org").mkdir()
+    (tmp_path / "a.org" / "hosts.toml").symlink_to("/dev/zero")
+    with pytest.raises(InvalidArgument, match="larger than"):
+        configured(HostOptions(directories=(str(tmp_path),)))("a.org")
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:

@@ -124,14 +124,19 @@ class Authorizer:
                 return self._basic()
             return self._bearer(challenge, tuple(sorted(set(scopes))))
 
-    def challenged(self, headers: Iterable[str], scopes: Sequence[str]) -> None:
-        """Take in a 401's WWW-Authenticate values.
+    def challenged(self, headers: Iterable[str], scopes: Sequence[str], refused: str = "") -> None:
+        """Take in a 401's WWW-Authenticate values; ``refused`` is the header that did not do.
 
         Raises Unauthenticated where there is no way in that we have the means for.
         """
         challenges = parse_challenges(headers)
+        key = _key(tuple(sorted(set(scopes))))
         with self._lock:
-            self._tokens.pop(_key(tuple(sorted(set(scopes)))), None)
+            token = self._tokens.get(key)
+            if token and refused and refused != f"Bearer {token.value}":
+                # another thread was refused as well, and has a new one already
+                return
+            self._tokens.pop(key, None)
             # what was refused may have been replaced
             self._known = None
             self._challenge = self._choose(challenges)

@@ -135,14 +135,15 @@ class HostClient:
         """
         challenges = 0
         while True:
-            response = self._answer(call)
+            request = self.request(call)
+            response = self._answer(call, request)
             if response.status != 401:
                 return response
             challenges += 1
-            self.challenged(call, response, challenges)
+            sent = request.headers.get("Authorization", "")
+            self.challenged(call, response, challenges, sent)
 
-    def _answer(self, call: Call) -> Response:
-        request = self.request(call)
+    def _answer(self, call: Call, request: Request) -> Response:
         try:
             return persist(
                 lambda: follow(self.transport, request),
@@ -162,13 +163,16 @@ class HostClient:
         """Whether others are to be asked first."""
         return time.monotonic() < self.rested_until
 
-    def challenged(self, call: Call, response: Response, challenges: int) -> None:
-        """Take in a 401, the ``challenges``-th of a call; raises Unauthenticated after a few."""
+    def challenged(self, call: Call, response: Response, challenges: int, sent: str = "") -> None:
+        """Take in a 401, the ``challenges``-th of a call; raises Unauthenticated after a few.
+
+        ``sent`` is the Authorization that was refused.
+        """
         with response:
             asked = self.url(call.path)
             if challenges > MAX_CHALLENGES or not same_origin(asked, response.url):
                 raise Unauthenticated(self._refused(call, response))
-            self.authorizer.challenged(response.values("www-authenticate"), call.scopes)
+            self.authorizer.challenged(response.values("www-authenticate"), call.scopes, sent)
 
     def _refused(self, call: Call, response: Response) -> str:
         error = status_error(Request(call.method, response.url), response).message
