@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 CHUNK = 256 << 10
+# of an upload: each is sent within the time of a connect
+BLOCK = 64 << 10
+MAX_KEPT = 32
 READ_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 # a registry hashes, and may copy, what was uploaded before it answers
@@ -155,7 +158,7 @@ class Pool:
         if self._tls.skip_verify:
             # who asked not to verify knows it
             urllib3.disable_warnings(failures.InsecureRequestWarning)
-        manager = urllib3.PoolManager(maxsize=8, ssl_context=context)
+        manager = urllib3.PoolManager(maxsize=MAX_KEPT, blocksize=BLOCK, ssl_context=context)
         if proxy:
             manager = proxy_manager(proxy, context)
         limits = Limits(self._connect_seconds + READ_SECONDS, ANSWER_SECONDS, UPLOAD_SECONDS * 2)
@@ -171,7 +174,9 @@ def proxy_manager(proxy: str, context: ssl.SSLContext | None) -> urllib3.PoolMan
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     headers = urllib3.make_headers(proxy_basic_auth=user) if parts.username else None
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return urllib3.ProxyManager(bare, maxsize=8, ssl_context=context, proxy_headers=headers)
+    return urllib3.ProxyManager(
+        bare, maxsize=MAX_KEPT, blocksize=BLOCK, ssl_context=context, proxy_headers=headers
+    )
 
 
 def ssl_context(tls: Tls) -> ssl.SSLContext:
