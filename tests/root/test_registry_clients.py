@@ -103,6 +103,26 @@ def test_ctr_by_hosts_dir_and_dockers_config(
             assert done.returncode == 0, done.stderr
 
 
+def test_ctr_moves_single_blobs(folder: Path, image: Image) -> None:
+    with daemon(folder, image) as it, registry.running(folder) as address:
+
+        def ctr(*args: str) -> bytes:
+            done = it.ctr("ours", "content", *args)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        layer, kind = image.layer_digests[0], "application/vnd.oci.image.layer.v1.tar+gzip"
+        for digest in image.layer_digests:
+            said = ctr("push-object", f"{address}/a:1", digest, kind)
+            assert said.decode() == f"Pushed {digest} {kind}\n"
+        assert ctr("fetch-blob", f"{address}/a", layer) == image.blobs[layer]
+        assert ctr("fetch-object", f"{address}/a@{layer}") == image.blobs[layer]
+        config = "application/vnd.oci.image.config.v1+json"
+        ctr("push-object", f"{address}/a:1", image.config_digest, config)
+        ctr("push-object", f"{address}/a:1", image.digest, MANIFEST)
+        assert ctr("fetch-object", f"{address}/a:1") == image.blobs[image.digest]
+
+
 def test_kontti_pushes_and_pulls_with_dockers_config(
     folder: Path, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,16 @@ def test_get_where_head_is_not_known(status: int) -> None:
         assert resolve(web) == descriptor(MANIFEST, MANIFEST_TYPE)
 
 
+def test_a_registry_that_fails_on_what_is_no_manifest() -> None:
+    def only_blobs(asked: Asked) -> Answer:
+        return Answer(500) if "/manifests/" in asked.path else repository(BLOB)(asked)
+
+    with serving(only_blobs) as web:
+        assert resolve(web, f"@{digest_of(BLOB)}").size == len(BLOB)
+        with pytest.raises(Unavailable, match="500"):
+            resolve(web, f"@{digest_of(b'nowhere')}")
+
+
 def test_get_where_headers_say_too_little() -> None:
     with serving(lambda asked: Answer(200, {"Content-Type": MANIFEST_TYPE}, MANIFEST)) as web:
         assert resolve(web) == descriptor(MANIFEST, MANIFEST_TYPE)

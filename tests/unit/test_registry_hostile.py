@@ -34,7 +34,7 @@ def ended() -> Iterator[threading.Event]:
     event.set()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "ANSWER_SECONDS", 0.4)
     monkeypatch.setattr(pool, "UPLOAD_SECONDS", 0.4)
@@ -68,6 +68,7 @@ def answering(data: bytes) -> Talk:
     return talk
 
 
+@pytest.mark.usefixtures("impatient")
 def test_headers_that_come_byte_by_byte(ended: threading.Event) -> None:
     def talk(connection: socket.socket) -> None:
         read_head(connection)
@@ -89,6 +90,7 @@ def test_headers_that_are_cut_off(cut: int) -> None:
         assert len(made) > 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_answer_that_never_comes() -> None:
     def silent(connection: socket.socket) -> None:
         read_head(connection)
@@ -98,6 +100,7 @@ def test_an_answer_that_never_comes() -> None:
         resolve(address)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_chunk_size_that_comes_byte_by_byte(ended: threading.Event) -> None:
     def talk(connection: socket.socket) -> None:
         read_head(connection)
@@ -109,6 +112,7 @@ def test_a_chunk_size_that_comes_byte_by_byte(ended: threading.Event) -> None:
     assert len(made) <= 4
 
 
+@pytest.mark.usefixtures("impatient")
 def test_trailers_without_end(ended: threading.Event) -> None:
     def talk(connection: socket.socket) -> None:
         read_head(connection)
@@ -119,6 +123,7 @@ def test_trailers_without_end(ended: threading.Event) -> None:
         fetch(address, 10)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_handshake_that_never_ends(
     ended: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +215,7 @@ def test_a_connection_that_was_closed_while_kept_is_made_anew() -> None:
         assert len(made) == 3
 
 
+@pytest.mark.usefixtures("impatient")
 def test_no_thread_and_no_descriptor_is_left(ended: threading.Event) -> None:
     def talk(connection: socket.socket) -> None:
         read_head(connection)

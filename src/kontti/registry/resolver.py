@@ -7,10 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kontti.errors import Error, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from kontti.errors import (
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from kontti.registry.fetcher import Fetcher, Pace
 from kontti.registry.hosts import Capability
-from kontti.registry.http import DialFailed, Response
+from kontti.registry.http import ConnectionLost, DialFailed, Response
 from kontti.registry.parallel import Chunking
 from kontti.registry.reference import Reference
 from kontti.registry.session import Call, HostClient, Session, rested
@@ -40,12 +47,21 @@ class Resolver:
         except Error as error:
             raise _wrapped(reference, error) from error
 
-    def _descriptor(self, reference: Reference) -> Descriptor:
+    def blob(self, reference: Reference) -> Descriptor:
+        """The blob of the reference's digest, which is no manifest; raises as ``resolve``."""
+        try:
+            return self._descriptor(reference, ("blobs",))
+        except Error as error:
+            raise _wrapped(reference, error) from error
+
+    def _descriptor(
+        self, reference: Reference, kinds: Sequence[str] = ("manifests", "blobs")
+    ) -> Descriptor:
         if not reference.object or not reference.path:
             raise InvalidArgument("object required")
         target = Target(self._session, reference)
         clients = target.clients(Capability.RESOLVE)
-        return first(clients, lambda client: _Question(target, client).answer())
+        return first(clients, lambda client: _Question(target, client, kinds).answer())
 
     def fetcher(self, reference: Reference, chunking: Chunking | None = None) -> Fetcher:
         """What fetches the blobs of ``reference``'s repository."""
@@ -85,16 +101,25 @@ def _first(clients: Sequence[HostClient], ask: Callable[[HostClient], _T]) -> _T
 class _Question:
     target: Target
     client: HostClient
+    kinds: Sequence[str]
 
     def answer(self) -> Descriptor:
-        reference, found = self.target.reference, None
+        reference = self.target.reference
         wanted = reference.digest
-        paths = [f"manifests/{wanted or reference.tag}"] + ([f"blobs/{wanted}"] if wanted else [])
-        for path in paths:
-            found = found or self._head(path)
-        if found is None:
-            raise NotFound(str(reference))
-        return _checked(reference, found)
+        failure: Error = NotFound(str(reference))
+        # a tag stands for a manifest
+        for kind in self.kinds if wanted else self.kinds[:1]:
+            try:
+                found = self._head(f"{kind}/{wanted or reference.tag}")
+            except Unavailable as error:
+                if isinstance(error, DialFailed | ConnectionLost):
+                    raise
+                # docker-registry 2 answers 500 for a blob that is no manifest
+                failure = error
+                continue
+            if found is not None:
+                return _checked(reference, found)
+        raise failure
 
     def _head(self, path: str) -> Descriptor | None:
         call = self._call("HEAD", path)

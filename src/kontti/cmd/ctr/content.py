@@ -27,7 +27,7 @@ from kontti.wire.messages.services.content.v1.content import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kontti.client.client import Client
 
@@ -215,6 +215,17 @@ def collect(call: Call) -> None:
         leases.delete(made.id, sync=not call.bool("async"))
 
 
+def single(name: str) -> Callable[[Call], None]:
+    """The function ``name`` for one blob at a registry, imported when it is wanted."""
+
+    def run(call: Call) -> None:
+        from kontti.cmd.ctr import objects
+
+        getattr(objects, name)(call)
+
+    return run
+
+
 def registry_flags() -> tuple[Flag, ...]:
     """The {registry} flags."""
     return (
@@ -254,6 +265,27 @@ COMMANDS = (
             Flag("skip-metadata", BOOL),
             Flag("metadata-only", BOOL),
         ],
+    ),
+    Command(
+        "fetch-object",
+        single("fetch_object"),
+        "retrieve objects from a remote",
+        args="[flags] <remote> <object> [<hint>, ...]",
+        flags=registry_flags(),
+    ),
+    Command(
+        "fetch-blob",
+        single("fetch_blob"),
+        "retrieve blobs from a remote",
+        args="[flags] <remote> [<digest>, ...]",
+        flags=[*registry_flags(), Flag("media-type")],
+    ),
+    Command(
+        "push-object",
+        single("push_object"),
+        "push an object to a remote",
+        args="[flags] <remote> <object> <type>",
+        flags=registry_flags(),
     ),
     Command("get", get, "get the data for an object", args="[<digest>, ...]"),
     Command(
