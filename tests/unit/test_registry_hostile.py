@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +224,25 @@ def test_no_thread_and_no_descriptor_is_left(ended: threading.Event) -> None:
         connection.sendall(FIRST)
         drip(connection, b"x", ended, 0.05)
 
-    with talking(talk) as (address, _), pytest.raises((DeadlineExceeded, Unavailable)):
-        resolve(address)
+    def ours() -> int:
+        """Sockets of this process that are no server's."""
+        names = [entry.name for entry in Path("/proc/self/fd").iterdir()]
+        return len([n for n in names if is_client(n, address)])
+
+    with talking(talk) as (address, made):
+        for _ in range(2):
+            with pytest.raises((DeadlineExceeded, Unavailable)):
+                resolve(address)
+        assert len(made) >= 2
+        assert ours() == 0
     assert not [t for t in threading.enumerate() if t.name == "watchdog"]
+
+
+def is_client(fd: str, address: str) -> bool:
+    """Whether a descriptor is a connection to ``address``."""
+    try:
+        with socket.socket(fileno=os.dup(int(fd))) as found:
+            host, port = found.getpeername()[:2]
+    except (OSError, ValueError):
+        return False
+    return f"{host}:{port}" == address

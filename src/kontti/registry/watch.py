@@ -12,6 +12,7 @@ from http import client
 from http.client import RemoteDisconnected
 from io import BufferedReader
 from typing import BinaryIO, cast
+from weakref import WeakSet
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -32,6 +33,10 @@ class Line:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._socket.close()
+
     def __del__(self) -> None:
         # a response may outlive its connection's close
         self._socket.close()
@@ -43,7 +48,15 @@ class Watchdog:
     def __init__(self) -> None:
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._watched: dict[object, tuple[float, Line]] = {}
+        self._lines: WeakSet[Line] = WeakSet()
         self._thread: threading.Thread | None = None
+
+    def line(self, connected: socket.socket) -> Line:
+        """A line that can be watched; it ends with the watchdog."""
+        made = Line(connected)
+        with self._lock:
+            self._lines.add(made)
+        return made
 
     def start(self, line: Line, seconds: float) -> object:
         """Watch ``line``; what this gives is for ``stop``."""
@@ -83,11 +96,14 @@ class Watchdog:
                     entry[1].cut()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and give back the lines that errors still hold."""
         with self._lock:
             self._ended.set()
+            lines = list(self._lines)
         if self._thread is not None:
             self._thread.join()
+        for line in lines:
+            line.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +156,7 @@ class _Watched:
 
     def _new_conn(self) -> socket.socket:
         connected: socket.socket = super()._new_conn()  # type: ignore[misc]
-        self.line = Line(connected)
+        self.line = self.watchdog.line(connected)
         self._key = self.watchdog.start(self.line, self.limits.connect)
         return connected
 
