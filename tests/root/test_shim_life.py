@@ -328,15 +328,6 @@ def test_a_root_that_cannot_be_mounted(pod: Pod) -> None:
         pod.client.call("Create", request, api.CreateTaskResponse)
 
 
-def test_a_checkpoint_says_why_not(pod: Pod) -> None:
-    pod.run("one", *SLEEP)
-    path = str(pod.folder / "image")
-    with pytest.raises(Error, match="checkpoint"):
-        pod.client.call("Checkpoint", api.CheckpointTaskRequest(id="one", path=path), Empty)
-    assert pod.state("one").status == RUNNING
-    pod.end("one")
-
-
 def test_a_shim_with_a_container_does_not_shut_down(pod: Pod) -> None:
     pod.run("one", *SLEEP)
     pod.client.call("Shutdown", api.ShutdownRequest(), Empty)

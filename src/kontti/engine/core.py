@@ -60,7 +60,9 @@ class Core:
             runtime=choice.binary,
             hide_unified=choice.hide_unified,
         )
-        tasks = TaskManager(settings, self.stores.metadata.containers, self.stores.exchange)
+        stores = self.stores
+        records, checkpoints = stores.metadata.containers, stores.checkpoints()
+        tasks = TaskManager(settings, records, stores.exchange, checkpoints)
         await tasks.load()
         await tasks.loaded()
         return tasks

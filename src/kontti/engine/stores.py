@@ -30,6 +30,7 @@ from kontti.snapshots.base import Snapshotter
 from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.native import NativeSnapshotter
 from kontti.snapshots.overlay import OverlaySnapshotter
+from kontti.tasks.checkpoints import ContentCheckpoints
 from kontti.transfer.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -176,6 +177,10 @@ class Stores:
         ours = WalkingDiffer(self.metadata.content(scope), self.workers)
         differs = [differ(scope) if differ else ours for differ in self.settings.differs]
         return differs[0] if len(differs) == 1 else FirstComparer(differs)
+
+    def checkpoints(self) -> ContentCheckpoints:
+        """What keeps the state of tasks."""
+        return ContentCheckpoints(self.metadata.content, self.applier, self.comparer)
 
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""

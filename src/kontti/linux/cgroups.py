@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from kontti.linux import libc
@@ -94,6 +95,28 @@ def _walk(folder: str) -> Iterator[str]:
                     yield from _walk(entry.path)
     except FileNotFoundError:
         return
+
+
+def join(path: str, pid: int, root: str = ROOT) -> None:
+    """Move a process into the group ``path`` of every hierarchy that has it.
+
+    Raises FileNotFoundError where none has, OSError where it may not be joined.
+    """
+    below = path.strip("/")
+    if not below or ".." in below.split("/"):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if mode(root) == UNIFIED:
+        trees = [root]
+    else:
+        with os.scandir(root) as entries:
+            trees = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    groups = [os.path.join(tree, below) for tree in trees]
+    groups = [group for group in groups if os.path.isdir(group)]
+    if not groups:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    for group in groups:
+        with open(os.path.join(group, "cgroup.procs"), "w") as file:
+            file.write(str(pid))
 
 
 def remove(folder: str) -> None:

@@ -20,8 +20,10 @@ from kontti.runtime.external import External, resolve
 from kontti.runtime.shim import Shim
 from kontti.runtime.shim_log import ShimLog
 from kontti.runtime.zygote import ShimSettings, Zygote
-from kontti.wire.messages.google import Empty
+from kontti.wire.messages.google import Any, Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
+from kontti.wire.messages.types.runc.options.oci import Options
+from kontti.wire.typeurl import name_of
 
 log = logging.getLogger(__name__)
 BUILTIN_RUNTIMES = ("io.containerd.runc.v2", "io.containerd.kontti.v1")
@@ -109,7 +111,7 @@ class ShimManager:
             binary = await asyncio.to_thread(self._prepare, bundle, start)
         try:
             if binary == BUILTIN:
-                return await self._start_own(bundle, start.group)
+                return await self._start_own(bundle, start)
             return await self._start_external(bundle, binary, start.options)
         except BaseException as error:
             await self._delete_bundle(bundle)
@@ -134,12 +136,13 @@ class ShimManager:
             raise
         return binary
 
-    async def _start_own(self, bundle: Bundle, group: str) -> Shim:
-        bootstrap = self.zygote.bootstrap(bundle, group)
+    async def _start_own(self, bundle: Bundle, start: Start) -> Shim:
+        bootstrap = self.zygote.bootstrap(bundle, start.group)
         async with self._lock(bootstrap.address):
             shim = self._shims.get(bootstrap.address)
             if shim is None:
-                pid = await self.zygote.shim(bundle, bootstrap)
+                cgroup = runc_options(start.options).shim_cgroup
+                pid = await self.zygote.shim(bundle, bootstrap, cgroup)
                 try:
                     shim = await self._connect(bundle, bootstrap, BUILTIN)
                 except BaseException:
@@ -312,6 +315,13 @@ class ShimManager:
             await shim.close()
         self._shims.clear()
         await asyncio.to_thread(self.zygote.close)
+
+
+def runc_options(packed: bytes) -> Options:
+    """runc's options in a google.protobuf.Any, none in one of another type."""
+    value = Any.decode(packed)
+    named = name_of(value.type_url) == Options.NAME
+    return Options.decode(value.value) if named else Options()
 
 
 def _unlink_dead(path: str) -> None:

@@ -109,8 +109,11 @@ class Zygote:
         path = self.socket_path(bundle.namespace, group or bundle.id)
         return Bootstrap(f"unix://{path}", TASK_VERSION)
 
-    async def shim(self, bundle: Bundle, bootstrap: Bootstrap) -> int:
-        """Fork a shim to listen as ``bootstrap`` says; its pid. Raises Error."""
+    async def shim(self, bundle: Bundle, bootstrap: Bootstrap, cgroup: str = "") -> int:
+        """Fork a shim to listen as ``bootstrap`` says; its pid. Raises Error.
+
+        It lives in the control group ``cgroup``, "" for the zygote's.
+        """
         request = {
             "namespace": bundle.namespace,
             "socket": bootstrap.address.removeprefix("unix://"),
@@ -118,6 +121,7 @@ class Zygote:
             "runtime": self.settings.runtime,
             "hide_unified": self.settings.hide_unified,
             "bundle": bundle.path,
+            "cgroup": cgroup,
         }
         connection = await self._connect()
         try:

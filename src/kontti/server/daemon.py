@@ -139,7 +139,8 @@ async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
     """The task manager, its zygote warm."""
     choice = await asyncio.to_thread(choose, settings.runtime.state)
     runtime = replace(settings.runtime, runtime=choice.binary, hide_unified=choice.hide_unified)
-    tasks = TaskManager(runtime, stores.metadata.containers, stores.exchange)
+    records, checkpoints = stores.metadata.containers, stores.checkpoints()
+    tasks = TaskManager(runtime, records, stores.exchange, checkpoints)
     await tasks.shims.zygote.start()
     return tasks
 

@@ -11,7 +11,10 @@ from kontti.api.types.task.task_pb2 import ProcessInfo as ProtoProcessInfo
 from kontti.services import convert
 from kontti.services.rpc import Context, scope_of
 from kontti.tasks.base import CreateOptions, ExecOptions, Exit, Process, Stdio, Tasks
-from kontti.values import AnyValue
+from kontti.values import AnyValue, Descriptor
+
+RESTORE_PATH = "RestoreFromPath"
+"""The annotation of a checkpoint that is a directory already (the CRI's)."""
 
 
 class TasksService:
@@ -26,7 +29,8 @@ class TasksService:
         options = CreateOptions(
             rootfs=convert.mounts_from_proto(request.rootfs),
             stdio=_stdio(request),
-            checkpoint=request.checkpoint.digest,
+            checkpoint=_checkpoint(request),
+            restore_path=request.checkpoint.annotations.get(RESTORE_PATH, ""),
             options=convert.any_from_proto(request.options),
             runtime_path=request.runtime_path,
         )
@@ -104,6 +108,16 @@ class TasksService:
             ]
         )
 
+    async def checkpoint(
+        self, request: pb.CheckpointTaskRequest, context: Context
+    ) -> pb.CheckpointTaskResponse:
+        made = await self._tasks.checkpoint(
+            scope_of(context), request.container_id, convert.any_from_proto(request.options)
+        )
+        return pb.CheckpointTaskResponse(
+            descriptors=[convert.descriptor_to_proto(descriptor) for descriptor in made]
+        )
+
     async def update(self, request: pb.UpdateTaskRequest, context: Context) -> Empty:
         resources = AnyValue(request.resources.type_url, request.resources.value)
         await self._tasks.update(
@@ -129,6 +143,11 @@ class TasksService:
         return pb.WaitResponse(
             exit_status=ended.status, exited_at=convert.timestamp(ended.exited_at)
         )
+
+
+def _checkpoint(request: pb.CreateTaskRequest) -> Descriptor | None:
+    given = request.checkpoint
+    return convert.descriptor_from_proto(given) if given.digest else None
 
 
 def _stdio(request: pb.CreateTaskRequest | pb.ExecProcessRequest) -> Stdio:

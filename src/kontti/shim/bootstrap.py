@@ -12,7 +12,10 @@ import json
 import os
 
 from kontti.errors import InvalidArgument
+from kontti.wire.messages.google import Any
 from kontti.wire.messages.runtime.bootstrap.v1.bootstrap import BootstrapParams, BootstrapResult
+from kontti.wire.messages.types.runc.options.oci import Options
+from kontti.wire.typeurl import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,6 +77,18 @@ def read_params(data: bytes, id: str, namespace: str) -> BootstrapParams | None:
         return None
     # an Any decodes as well: its type's name and its value stand where these do
     return params if (params.instance_id, params.namespace) == (id, namespace) else None
+
+
+def read_options(data: bytes, params: BootstrapParams | None) -> Options:
+    """The runtime's options that ``start`` is given: in the parameters, or as all there is."""
+    try:
+        packed = [x.value for x in params.extensions] if params is not None else [Any.decode(data)]
+    except InvalidArgument:
+        packed = []
+    for one in packed:
+        if one is not None and name_of(one.type_url) == Options.NAME:
+            return Options.decode(one.value)
+    return Options()
 
 
 def group_of(bundle: str, id: str) -> str:

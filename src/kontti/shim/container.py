@@ -8,6 +8,7 @@ import signal
 
 from kontti.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from kontti.linux import cgroups, mounts
+from kontti.shim.checkpoint import Checkpointing
 from kontti.shim.oci_runtime import OciRuntime, find
 from kontti.shim.oom import OomWatch
 from kontti.shim.process import DELETE, PAUSED, STOPPED, Process
@@ -52,6 +53,8 @@ class Container:
         self.runtime = _runtime(host, self.options, self.bundle)
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
         self.init = Process("", Stdio(host.loop, names, self.bundle))
+        self.checkpoints = Checkpointing(self.id, self.bundle, self.runtime)
+        self.image = request.checkpoint
         self.execs: dict[str, Process] = {}
         self.groups: dict[str, str] = {}
         self.mounted = False
@@ -66,14 +69,26 @@ class Container:
             raise AlreadyExists(f"container {self.id} of another shim")
         try:
             self._mount(request)
-            self.init.stdio.open((self.id, self.host.namespace))
-            self._create(request)
+            self._open(self.init.stdio)
+            self._create()
         except OSError as error:
             self._undo()
             raise Error(f"failed to create container: {error}") from None
         except Error:
             self._undo()
             raise
+
+    def _open(self, stdio: Stdio) -> None:
+        """Open a process's streams, and give them to whom the options name.
+
+        A process that is not root can open /dev/stdout anew only where it owns what that is.
+        """
+        stdio.open((self.id, self.host.namespace))
+        uid, gid = self.options.io_uid, self.options.io_gid
+        if uid or gid:
+            for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
+                if fd is not None:
+                    os.fchown(fd, uid, gid)
 
     def _mount(self, request: CreateTaskRequest) -> None:
         if not request.rootfs:
@@ -86,21 +101,24 @@ class Container:
             raise Error(f"failed to mount rootfs: {error}") from None
         self.mounted = True
 
-    def _create(self, request: CreateTaskRequest) -> None:
-        pid_file = os.path.join(self.bundle, "init.pid")
+    @property
+    def _pid_file(self) -> str:
+        return os.path.join(self.bundle, "init.pid")
+
+    def _create(self) -> None:
+        # for whoever cleans up after a shim that died
+        with open(os.path.join(self.bundle, "options.pb"), "wb") as options:
+            options.write(self.options.encode())
+        if self.image:
+            return  # its processes are those of the checkpoint: they come when it is started
         stdio = self.init.stdio
-        args = ["--bundle", self.bundle, "--pid-file", pid_file]
+        args = ["--bundle", self.bundle, "--pid-file", self._pid_file]
         if stdio.console_path:
             args += ["--console-socket", stdio.console_path]
         if self.options.no_pivot_root:
             args.append("--no-pivot")
         if self.options.no_new_keyring:
             args.append("--no-new-keyring")
-        if request.checkpoint:
-            raise InvalidArgument("restore from a checkpoint needs CRIU, which this shim has not")
-        # for whoever cleans up after a shim that died
-        with open(os.path.join(self.bundle, "options.pb"), "wb") as options:
-            options.write(self.options.encode())
         self.runtime.forget_log()
         try:
             self.runtime.run(
@@ -108,8 +126,12 @@ class Container:
             )
         except Error as error:
             raise Error(f"OCI runtime create failed: {error.message}: unknown") from None
-        self.init.pid = _read_pid(pid_file)
-        stdio.started()
+        self._made()
+
+    def _made(self) -> None:
+        """The runtime has made the first process: note what there is of it."""
+        self.init.pid = _read_pid(self._pid_file)
+        self.init.stdio.started()
         self.groups = _groups(self.init.pid)
         with open(os.path.join(self.bundle, "cgroups"), "w") as file:
             file.write("\n".join(sorted(set(self.groups.values()))))
@@ -140,8 +162,17 @@ class Container:
             self.mounted = False
 
     def start(self) -> None:
-        """Let the first process go on."""
+        """Let the first process go on, or bring it back to life from its checkpoint."""
         self.init.check("start")
+        if self.image:
+            self.checkpoints.restore(self.image, self.options, self.init.stdio, self._pid_file)
+            try:
+                self._made()
+            except Error:
+                self.runtime.run("delete", "--force", self.id)
+                raise
+            self.init.go("start")
+            return
         try:
             self.runtime.run("start", self.id)
         except Error as error:
@@ -159,6 +190,8 @@ class Container:
 
     def check_exec(self) -> None:
         """Raises FailedPrecondition where no process can be added now."""
+        if not self.init.pid:
+            raise FailedPrecondition("cannot exec in a container that is not restored yet")
         if self.init.status in (STOPPED, PAUSED):
             # a runtime's process that joins a frozen group freezes
             state = "stopped" if self.init.status == STOPPED else "paused"
@@ -183,7 +216,7 @@ class Container:
         stem = os.path.join(self.bundle, f"exec-{process.exec_id}")
         spec_file, pid_file = f"{stem}.json", f"{stem}.pid"
         try:
-            process.stdio.open((self.id, self.host.namespace))
+            self._open(process.stdio)
             with open(spec_file, "wb") as file:
                 file.write(process.spec)
             self._exec(process, spec_file, pid_file)
@@ -236,7 +269,7 @@ class Container:
         self.init.check(DELETE)
         if self._deleting:
             self.runtime.finish(self._deleting, "delete")
-        elif not self._deleted:
+        elif self.init.pid and not self._deleted:
             self.runtime.run("delete", self.id)
         if self._oom is not None:
             self._oom.close()
@@ -257,7 +290,7 @@ class Container:
                 found = cgroups.pids(self.groups[controller])
                 if found:
                     return found
-        return [self.init.pid] if self.init.status != STOPPED else []
+        return [self.init.pid] if self.init.pid and self.init.status != STOPPED else []
 
     def owns_pid_namespace(self) -> bool:
         """Whether the end of the first process, pid 1 of a namespace of its own, ends all."""

@@ -19,7 +19,7 @@ from kontti.shim import bootstrap
 from kontti.shim.cleanup import clean
 from kontti.shim.loop import complain
 from kontti.shim.oci_runtime import find
-from kontti.shim.serve import Settings, hide_unified_tree, serve
+from kontti.shim.serve import Settings, hide_unified_tree, join_cgroup, serve
 from kontti.shim.server import listen
 from kontti.shim.zygote import let_go_of_streams
 from kontti.version import VERSION
@@ -122,7 +122,7 @@ def start(flags: Flags, data: bytes) -> bytes:
         daemon = params.containerd_grpc_address or daemon
     group = bootstrap.group_of(os.getcwd(), id)
     path = bootstrap.socket_path(folder, daemon, namespace, group)
-    ensure(settings_of(namespace, path, ttrpc))
+    ensure(settings_of(namespace, path, ttrpc), bootstrap.read_options(data, params).shim_cgroup)
     address = f"unix://{path}"
     fs.atomic_write("address", address.encode(), sync=False)
     return bootstrap.answer(address, params, os.environ)
@@ -134,8 +134,8 @@ def settings_of(namespace: str, path: str, ttrpc: str) -> Settings:
     return Settings(namespace, path, ttrpc, "", hide_unified=hide, sealed={})
 
 
-def ensure(settings: Settings) -> None:
-    """Launch a shim, if none listens yet."""
+def ensure(settings: Settings, cgroup: str) -> None:
+    """Launch a shim in the control group ``cgroup``, if none listens yet."""
     folder = os.path.dirname(settings.socket_path)
     os.makedirs(folder, mode=0o711, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -143,6 +143,7 @@ def ensure(settings: Settings) -> None:
         # of two containers of a group that start at once, one launches and the other finds it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not listens(settings.socket_path):
+            join_cgroup(cgroup)
             launch(settings)
     finally:
         os.close(lock)

@@ -27,12 +27,15 @@ _NAMES = {
 }
 
 START, EXIT, PAUSE, RESUME, DELETE = "start", "exit", "pause", "resume", "delete"
+CHECKPOINT = "checkpoint"
 TRANSITIONS: dict[tuple[int, str], int] = {
     (CREATED, START): RUNNING,
     (CREATED, EXIT): STOPPED,
     (CREATED, DELETE): DELETED,
     (RUNNING, EXIT): STOPPED,
     (RUNNING, PAUSE): PAUSED,
+    (RUNNING, CHECKPOINT): RUNNING,
+    (PAUSED, CHECKPOINT): PAUSED,
     (PAUSED, RESUME): RUNNING,
     (PAUSED, EXIT): STOPPED,
     (STOPPED, DELETE): DELETED,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
-from kontti.linux import libc, process
+from kontti.errors import Error
+from kontti.linux import cgroups, libc, process
 from kontti.shim.container import Host
 from kontti.shim.loop import Loop
 from kontti.shim.publisher import Publisher
@@ -69,6 +70,18 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     loop.run()
     for connection in list(server.connections):
         connection.flush()
+
+
+def join_cgroup(path: str) -> None:
+    """Live in the control group ``path``, "" for where we are; raises Error."""
+    if not path:
+        return
+    try:
+        cgroups.join(path, os.getpid())
+    except FileNotFoundError:
+        raise Error(f"failed to load cgroup {path:.200}: no such group") from None
+    except OSError as error:
+        raise Error(f"failed to join cgroup {path:.200}: {error.strerror}") from None
 
 
 def hide_unified_tree() -> None:

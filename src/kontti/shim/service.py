@@ -15,9 +15,9 @@ from kontti.errors import (
     Unimplemented,
 )
 from kontti.linux.process import wait as wait_for
-from kontti.shim import stats
+from kontti.shim import checkpoint, stats
 from kontti.shim.container import Container
-from kontti.shim.process import CREATED, PAUSE, PAUSED, RESUME, STOPPED
+from kontti.shim.process import CHECKPOINT, CREATED, PAUSE, PAUSED, RESUME, STOPPED
 from kontti.wire.messages.events import task as events
 from kontti.wire.messages.google import Any, Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
@@ -86,7 +86,8 @@ class TaskService:
             raise AlreadyExists(f"container {request.id}")
         container = Container(self._host, request)
         container.create(request)
-        container.watch_oom(lambda: self._out_of_memory(container))
+        if container.init.pid:
+            container.watch_oom(lambda: self._out_of_memory(container))
         self.containers[request.id] = container
         io = events.TaskIO(
             stdin=request.stdin,
@@ -115,7 +116,10 @@ class TaskService:
             )
             self._publisher.publish("/tasks/exec-started", started)
         else:
+            restored = not process.pid
             container.start()
+            if restored:
+                container.watch_oom(lambda: self._out_of_memory(container))
             event = events.TaskStart(container_id=request.id, pid=process.pid)
             self._publisher.publish("/tasks/start", event)
         return api.StartResponse(pid=process.pid)
@@ -147,8 +151,10 @@ class TaskService:
             if never:
                 process.abandon()
         else:
-            if process.status == CREATED:
+            if process.status == CREATED and process.pid:
                 self._end_created(container)
+            elif process.status == CREATED:
+                process.abandon()
             container.delete()
             del self.containers[request.id]
             event = events.TaskDelete(
@@ -204,8 +210,8 @@ class TaskService:
 
     def checkpoint(self, request: api.CheckpointTaskRequest, _answer: Answer) -> Message:
         container = self._container(request.id)
-        container.runtime.forget_log()
-        container.runtime.run("checkpoint", "--image-path", request.path, container.id)
+        container.init.check(CHECKPOINT)
+        container.checkpoints.write(request.path, checkpoint.read_options(request.options))
         event = events.TaskCheckpointed(container_id=container.id, checkpoint=request.path)
         self._publisher.publish("/tasks/checkpointed", event)
         return Empty()
@@ -215,7 +221,7 @@ class TaskService:
         process = container.process(request.exec_id)
         if process.ended:
             raise NotFound("process already finished")
-        if request.exec_id and process.status == CREATED:
+        if not process.pid:
             raise FailedPrecondition("process not created")
         pids = container.pids() if request.all else [process.pid]
         for pid in pids:

@@ -3,7 +3,7 @@
 Each request is one connection: a line of JSON, answered by the new shim itself with a line of
 JSON when it listens. The zygote never waits for a shim.
 
-    {"namespace", "socket", "ttrpc_address", "runtime", "hide_unified", "bundle"}
+    {"namespace", "socket", "ttrpc_address", "runtime", "hide_unified", "bundle", "cgroup"}
     {"address", "pid", "version": 3, "protocol": "ttrpc"}  or  {"error", "code"}
 """
 
@@ -21,7 +21,7 @@ import sys
 from kontti.errors import Error, InvalidArgument
 from kontti.linux import process
 from kontti.shim.oci_runtime import find
-from kontti.shim.serve import Settings, serve
+from kontti.shim.serve import Settings, join_cgroup, serve
 from kontti.shim.server import listen
 
 TYPE_CHECKING = False
@@ -162,6 +162,7 @@ def prepare(peer: socket.socket, sealed: dict[str, str]) -> tuple[Settings, sock
     bundle = str(request.get("bundle") or "/")
     os.chdir(bundle)
     let_go_of_streams()
+    join_cgroup(str(request.get("cgroup") or ""))
     pid = os.getpid()
     settings = Settings(
         str(request["namespace"]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kontti.namespaces import Scope
-from kontti.values import EMPTY, AnyValue, Mount
+from kontti.values import EMPTY, AnyValue, Descriptor, Mount
 
 
 class Status(enum.IntEnum):
@@ -74,11 +74,16 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """What ``create`` takes beside the container's own record."""
+    """What ``create`` takes beside the container's own record.
+
+    ``checkpoint`` is one of ``Tasks.checkpoint``, to go on from, ``restore_path`` the
+    directory of one.
+    """
 
     rootfs: Sequence[Mount] = ()
     stdio: Stdio = field(default_factory=Stdio)
-    checkpoint: str = ""
+    checkpoint: Descriptor | None = None
+    restore_path: str = ""
     options: AnyValue | None = None
     runtime_path: str = ""
 
@@ -119,9 +124,13 @@ class Tasks(Protocol):
     async def resume(self, scope: Scope, id: str) -> None: ...
     async def pids(self, scope: Scope, id: str) -> Sequence[ProcessInfo]: ...
     async def checkpoint(
-        self, scope: Scope, id: str, path: str, options: AnyValue | None = None
-    ) -> None:
-        """Write the task's state to the directory ``path``."""
+        self, scope: Scope, id: str, options: AnyValue | None = None
+    ) -> Sequence[Descriptor]:
+        """Write the task's state, as runc's CheckpointOptions say.
+
+        It and the spec become blobs, whose descriptors this gives; or it is left in the directory
+        that ``options`` name, and nothing is given. The task goes on where it fails.
+        """
         ...
 
     async def update(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from kontti.errors import InvalidArgument
 from kontti.metadata.base import Container
 from kontti.runtime.bundle import Bundle
 from kontti.runtime.manager import Start
@@ -12,6 +13,8 @@ from kontti.values import AnyValue
 from kontti.wire.messages.google import Any, Timestamp
 from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.messages.types.mount import Mount
+from kontti.wire.messages.types.runc.options.oci import CheckpointOptions, Options
+from kontti.wire.typeurl import name_of
 
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
@@ -42,9 +45,9 @@ def group(spec: bytes) -> str:
 
 
 def create_request(
-    bundle: Bundle, container: Container, options: CreateOptions
+    bundle: Bundle, container: Container, options: CreateOptions, image: str
 ) -> api.CreateTaskRequest:
-    """Task.Create of the shim protocol."""
+    """Task.Create of the shim protocol; ``image`` is a checkpoint's directory, "" for none."""
     stdio = options.stdio
     packed = options.options or container.runtime_options
     return api.CreateTaskRequest(
@@ -58,9 +61,25 @@ def create_request(
         stdin=stdio.stdin,
         stdout=stdio.stdout,
         stderr=stdio.stderr,
-        checkpoint=options.checkpoint,
+        checkpoint=image,
         options=to_any(packed) if packed else None,
     )
+
+
+def criu_image(options: AnyValue | None) -> str:
+    """The directory of a checkpoint that a task's own options name, "" for none."""
+    if options is None or name_of(options.type_url) != Options.NAME:
+        return ""
+    return Options.decode(options.value).criu_image_path
+
+
+def checkpoint_path(options: AnyValue | None) -> str:
+    """Where a checkpoint is to be left, "" for nowhere; raises InvalidArgument."""
+    if options is None:
+        return ""
+    if name_of(options.type_url) != CheckpointOptions.NAME:
+        raise InvalidArgument(f"invalid task checkpoint option {options.type_url:.200}")
+    return CheckpointOptions.decode(options.value).image_path
 
 
 def exec_request(id: str, options: ExecOptions) -> api.ExecProcessRequest:

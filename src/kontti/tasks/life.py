@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TypeVar
 
-from kontti.errors import DeadlineExceeded, Error, FailedPrecondition, NotFound
+from kontti.errors import DeadlineExceeded, Error, FailedPrecondition, NotFound, Unimplemented
 from kontti.events.base import Publisher
+from kontti.linux import fs
 from kontti.metadata.base import Container
+from kontti.namespaces import Scope
 from kontti.runtime.bundle import Bundle
 from kontti.runtime.manager import KILLED, RuntimeSettings, ShimManager
 from kontti.runtime.shim import Shim
 from kontti.tasks import convert
 from kontti.tasks.base import CreateOptions, Exit, Status
+from kontti.tasks.checkpoints import Checkpoints
 from kontti.tasks.table import Phase, Task, TaskTable
+from kontti.values import AnyValue, Descriptor
 from kontti.wire.messages.events.task import TaskDelete, TaskExit
+from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
 
 log = logging.getLogger(__name__)
@@ -35,7 +42,14 @@ DELETABLE = (Status.STOPPED, Status.CREATED)
 class Lifecycle:
     """Fills and empties ``table``. Lives on one event loop."""
 
-    def __init__(self, settings: RuntimeSettings, table: TaskTable, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        table: TaskTable,
+        publisher: Publisher,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self._checkpoints = checkpoints
         self.settings = settings
         self.table = table
         self._publisher = publisher
@@ -60,8 +74,9 @@ class Lifecycle:
         except BaseException:
             self.table.go(task, Phase.GONE)
             raise
-        request = convert.create_request(task.bundle, container, options)
         try:
+            image = await self._image(task.bundle, options)
+            request = convert.create_request(task.bundle, container, options, image)
             answer = await shim.call("Create", request, api.CreateTaskResponse)
         except Error as error:
             await self._take_back(task, shim)
@@ -69,6 +84,62 @@ class Lifecycle:
         task.shim = shim
         self.table.go(task, Phase.READY)
         return answer.pid
+
+    async def _image(self, bundle: Bundle, options: CreateOptions) -> str:
+        """The directory to restore from, "" for a new beginning; raises Error.
+
+        What comes from the content store is in the bundle, and goes with it.
+        """
+        path = convert.criu_image(options.options) or options.restore_path
+        if path or options.checkpoint is None:
+            return path
+        image = os.path.join(bundle.work, "checkpoint")
+        scope = Scope(bundle.namespace)
+        await asyncio.to_thread(self._unpack, scope, options.checkpoint, image)
+        return image
+
+    def _unpack(self, scope: Scope, checkpoint: Descriptor, path: str) -> None:
+        if self._checkpoints is None:
+            raise Unimplemented("checkpoints are not kept here")
+        try:
+            os.mkdir(path, 0o700)
+        except OSError as error:
+            raise Error(f"failed to restore: {error}") from None
+        self._checkpoints.unpack(scope, checkpoint, path)
+
+    async def checkpoint(
+        self, scope: Scope, task: Task, spec: AnyValue, options: AnyValue | None
+    ) -> list[Descriptor]:
+        """Write the state of a task; raises Error, and the task goes on.
+
+        Gives what was made of it, nothing where ``options`` say where it is to be left.
+        """
+        return await asyncio.shield(self._begin(self._write(scope, task, spec, options)))
+
+    async def _write(
+        self, scope: Scope, task: Task, spec: AnyValue, options: AnyValue | None
+    ) -> list[Descriptor]:
+        path = convert.checkpoint_path(options)
+        if path:
+            await self._dump(task, path, options)
+            return []
+        if self._checkpoints is None:
+            raise Unimplemented("checkpoints are not kept here")
+        # on disk, which has more room than the state directory for what a container remembers
+        path = os.path.join(task.bundle.work, f"checkpoint-{secrets.token_hex(8)}")
+        try:
+            await self._dump(task, path, options)
+            return await asyncio.to_thread(self._checkpoints.save, scope, path, spec)
+        finally:
+            await asyncio.to_thread(_remove, path)
+
+    @staticmethod
+    async def _dump(task: Task, path: str, options: AnyValue | None) -> None:
+        if task.shim is None:
+            raise NotFound(f"task {task.bundle.id} not found")
+        packed = convert.to_any(options) if options else None
+        request = api.CheckpointTaskRequest(id=task.bundle.id, path=path, options=packed)
+        await task.shim.call("Checkpoint", request, Empty)
 
     async def _take_back(self, task: Task, shim: Shim) -> None:
         try:
@@ -225,3 +296,10 @@ class Lifecycle:
             work.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         await self.shims.close()
+
+
+def _remove(path: str) -> None:
+    try:
+        fs.remove_tree(path)
+    except OSError as error:
+        log.warning("checkpoint at %s is not removed: %s", path, error)

@@ -25,9 +25,10 @@ from kontti.tasks.base import (
     ProcessInfo,
     Status,
 )
+from kontti.tasks.checkpoints import Checkpoints
 from kontti.tasks.life import Lifecycle
 from kontti.tasks.table import Phase, TaskTable
-from kontti.values import EMPTY, AnyValue, check_identifier
+from kontti.values import EMPTY, AnyValue, Descriptor, check_identifier
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.protobuf import Message
@@ -37,18 +38,22 @@ M = TypeVar("M", bound=Message)
 
 
 class TaskManager:
-    """tasks.base.Tasks. Lives on one event loop; ``containers`` gives a scope's records."""
+    """tasks.base.Tasks. Lives on one event loop; ``containers`` gives a scope's records.
+
+    Without ``checkpoints`` a task's state can be written to a directory alone.
+    """
 
     def __init__(
         self,
         settings: RuntimeSettings,
         containers: Callable[[Scope], Containers],
         publisher: Publisher,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._settings = settings
         self._containers = containers
         self._table = TaskTable()
-        self._life = Lifecycle(settings, self._table, publisher)
+        self._life = Lifecycle(settings, self._table, publisher, checkpoints)
 
     @property
     def shims(self) -> ShimManager:
@@ -170,12 +175,14 @@ class TaskManager:
         return convert.process_infos(await self._call(scope, id, "Pids", request, api.PidsResponse))
 
     async def checkpoint(
-        self, scope: Scope, id: str, path: str, options: AnyValue | None = None
-    ) -> None:
-        """Write the task's state to the directory ``path``."""
-        packed = convert.to_any(options) if options else None
-        request = api.CheckpointTaskRequest(id=id, path=path, options=packed)
-        await self._call(scope, id, "Checkpoint", request, Empty)
+        self, scope: Scope, id: str, options: AnyValue | None = None
+    ) -> Sequence[Descriptor]:
+        """tasks.base.Tasks.checkpoint."""
+        container = await self._container(scope, id)
+        task, _ = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        if container.spec is None:
+            raise InvalidArgument(f"container {id} has no spec")
+        return await self._life.checkpoint(scope, task, container.spec, options)
 
     async def update(
         self, scope: Scope, id: str, resources: AnyValue, annotations: Mapping[str, str] = EMPTY
