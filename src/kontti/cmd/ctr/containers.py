@@ -198,7 +198,32 @@ def skip_to_tail(file: object, lines: int) -> None:
     file.seek(len(data) - sum(map(len, kept)))  # type: ignore[attr-defined]
 
 
+def checkpoint(call: Call) -> None:
+    """Keep a container as an image."""
+    from kontti.cmd.ctr.checkpoints import checkpoint_container
+
+    checkpoint_container(call)
+
+
+def restore(call: Call) -> int:
+    """A container of a checkpoint."""
+    from kontti.cmd.ctr import checkpoints
+
+    return checkpoints.restore(call)
+
+
 COMMANDS = (
+    Command(
+        "checkpoint",
+        checkpoint,
+        "checkpoint a container",
+        args="CONTAINER REF",
+        flags=[
+            Flag("rw", BOOL, "include the rw layer in the checkpoint"),
+            Flag("image", BOOL, "include the image in the checkpoint"),
+            Flag("task", BOOL, "checkpoint container task"),
+        ],
+    ),
     Command(
         "create",
         create,
@@ -237,6 +262,16 @@ COMMANDS = (
         "print what a container has written",
         args="[flags] CONTAINER",
         flags=[Flag("follow,f", BOOL), Flag("tail", INT, default=-1)],
+    ),
+    Command(
+        "restore",
+        restore,
+        "restore a container from checkpoint",
+        args="CONTAINER REF",
+        flags=[
+            Flag("rw", BOOL, "restore the rw layer from the checkpoint"),
+            Flag("live", BOOL, "restore the runtime and memory data from the checkpoint"),
+        ],
     ),
     Command("start", start, "start a container in the background", args="CONTAINER"),
 )

@@ -35,13 +35,15 @@ from kontti.wire.messages.services.tasks.v1.tasks import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kontti.wire.messages.google import Any
+    from kontti.wire.messages.types.descriptor import Descriptor
     from kontti.wire.messages.types.task.task import Process
 
 
 class Run:
-    """How a task is to be run."""
+    """How a task is to be run: anew, or from ``checkpoint``."""
 
     __slots__ = (
+        "checkpoint",
         "detach",
         "fifo_dir",
         "id",
@@ -72,6 +74,7 @@ class Run:
         self.pid_file = pid_file
         self.no_pivot = no_pivot
         self.tty = tty
+        self.checkpoint: Descriptor | None = None
 
 
 def create_task(client: Client, record: Container, run: Run) -> Streams:
@@ -90,6 +93,7 @@ def create_task(client: Client, record: Container, run: Run) -> Streams:
             stdout=io.stdout,
             stderr=io.stderr,
             terminal=io.terminal,
+            checkpoint=run.checkpoint,
             options=task_options(record, run),
         )
         made = client.unary(TASKS + "Create", request, CreateTaskResponse)

@@ -182,7 +182,8 @@ def delete_one(client: Client, id: str, *, force: bool) -> int:
     if force:
         kill_and_wait(client, id)
     found = task(client, id)
-    if found.status != STOPPED and not force:
+    # one that was to be restored and never was has no process to stop
+    if found.status != STOPPED and found.pid and not force:
         state = STATUSES[found.status].lower()
         raise FailedPrecondition(f"task must be stopped before deletion: {state}")
     answer = client.unary(TASKS + "Delete", DeleteTaskRequest(container_id=id), DeleteResponse)
@@ -209,6 +210,13 @@ def attach(call: Call) -> int:
         return attach_existing(client, task(client, id))
 
 
+def checkpoint(call: Call) -> None:
+    """Keep a task's state."""
+    from kontti.cmd.ctr.checkpoints import checkpoint_task
+
+    checkpoint_task(call)
+
+
 _START = (
     Flag("no-pivot", BOOL),
     Flag("null-io", BOOL, "send all IO to /dev/null"),
@@ -219,6 +227,17 @@ _START = (
 )
 COMMANDS = (
     Command("attach", attach, "attach to the IO of a running container", args="CONTAINER"),
+    Command(
+        "checkpoint",
+        checkpoint,
+        "checkpoint a container",
+        args="[flags] CONTAINER",
+        flags=[
+            Flag("exit", BOOL, "stop the container after the checkpoint"),
+            Flag("image-path", help="path to criu image files"),
+            Flag("work-path", help="path to criu work files and logs"),
+        ],
+    ),
     Command(
         "delete,del,remove,rm",
         delete,
