@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from kontti.errors import Error
 from kontti.linux import process
+from kontti.runtime import dial
 from kontti.runtime.bundle import Bootstrap, Bundle
+from kontti.runtime.shim import PROTOCOLS
 from kontti.wire.messages.runtime.bootstrap.v1.bootstrap import BootstrapResult
 from kontti.wire.messages.runtime.task.v2.shim import DeleteResponse
 
@@ -101,9 +103,9 @@ def parse_bootstrap(printed: bytes) -> Bootstrap:
         found = Bootstrap(text)
     else:
         found = _from_message(printed)
-    if found.protocol != "ttrpc" or found.version not in (2, MAX_VERSION):
+    if found.protocol not in PROTOCOLS or found.version not in (2, MAX_VERSION):
         raise Error(f"shim speaks {found.protocol:.20} version {found.version}: not supported")
-    if not found.address.startswith("unix://"):
+    if not dial.supported(found.address):
         raise Error(f"shim printed no address: {text:.200}")
     return found
 

@@ -1,14 +1,15 @@
-"""A running shim, as the daemon drives it: the Task service over ttrpc, v2 or v3."""
+"""A running shim, as the daemon drives it: the Task service, v2 or v3, over ttrpc or gRPC."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from kontti.errors import Unavailable
 from kontti.runtime.bundle import Bootstrap
+from kontti.runtime.grpc import GrpcClient
 from kontti.runtime.shim_log import ShimLog
 from kontti.runtime.ttrpc import TtrpcClient
 from kontti.wire.messages.google import Empty
@@ -16,6 +17,11 @@ from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.protobuf import Message
 
 M = TypeVar("M", bound=Message)
+Client = TtrpcClient | GrpcClient
+PROTOCOLS: Mapping[str, type[TtrpcClient] | type[GrpcClient]] = {
+    "ttrpc": TtrpcClient,
+    "grpc": GrpcClient,
+}
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 150.0
 """Longer than our shim's own bound on a call of the OCI runtime."""
@@ -27,10 +33,11 @@ class Shim:
     ``own`` tells that it is ours, so that who listens at its address is the shim itself.
     """
 
-    def __init__(self, client: TtrpcClient, bootstrap: Bootstrap, *, own: bool = False) -> None:
+    def __init__(self, client: Client, bootstrap: Bootstrap, *, own: bool = False) -> None:
         self._client = client
         self._service = f"containerd.task.v{bootstrap.version}.Task/"
-        self._process = _pidfd(client.listener_pid) if own else -1
+        listener = client.listener_pid if own and isinstance(client, TtrpcClient) else 0
+        self._process = _pidfd(listener) if listener else -1
         self._log: ShimLog | None = None
         self.bootstrap = bootstrap
         self.tasks: set[str] = set()
@@ -45,9 +52,10 @@ class Shim:
         own: bool = False,
     ) -> Shim:
         """Connect; raises Unavailable where nobody listens, DeadlineExceeded."""
-        if bootstrap.protocol != "ttrpc":
+        protocol = PROTOCOLS.get(bootstrap.protocol)
+        if protocol is None:
             raise Unavailable(f"shim speaks {bootstrap.protocol}: not supported")
-        client = await TtrpcClient.connect(bootstrap.address, namespace, timeout)
+        client = await protocol.connect(bootstrap.address, namespace, timeout)
         return cls(client, bootstrap, own=own)
 
     def keep_log(self, log: ShimLog) -> None:

@@ -19,6 +19,7 @@ from kontti.errors import (
     Unavailable,
     Unimplemented,
 )
+from kontti.runtime.dial import dial
 from kontti.wire.protobuf import Message
 from kontti.wire.ttrpc import (
     NAMESPACE_KEY,
@@ -59,18 +60,8 @@ class TtrpcClient:
 
     @classmethod
     async def connect(cls, address: str, namespace: str, timeout: float) -> TtrpcClient:
-        """Connect to ``unix://path``.
-
-        Raises Unavailable where nobody listens, DeadlineExceeded after ``timeout`` seconds.
-        """
-        path = address.removeprefix("unix://")
-        try:
-            async with asyncio.timeout(timeout):
-                reader, writer = await asyncio.open_unix_connection(path)
-        except TimeoutError:
-            raise DeadlineExceeded(f"shim at {path} did not accept in {timeout:.0f} s") from None
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"shim at {path}: {error}") from None
+        """Connect as runtime.dial does, within ``timeout`` seconds."""
+        reader, writer = await dial(address, timeout)
         return cls(reader, writer, namespace)
 
     @property
