@@ -2,7 +2,7 @@
 
 ``checkpoint`` writes what could be CRIU's files, and ends the container unless it is to go on.
 ``restore`` wants these files back, and begins the container's bundle anew. Every command line is
-noted.
+noted, and whose streams it was given.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ _SCRIPT = """#!/bin/sh
 real={real} notes={notes} head=
 {{ for word; do printf '%s\\037' "$word"; done; echo; }} >> "$notes"
 argv="$*"
+owners=$(stat -Lc %u:%g /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
+echo $owners >> "$notes.owners"
 while [ $# -gt 0 ]; do
   case "$1" in
     --root|--log|--log-format) head="$head $1 $2"; shift 2 ;;
@@ -64,6 +66,11 @@ class StandIn:
     path: Path
     notes: Path
     failing: Path
+
+    def owners(self) -> list[list[str]]:
+        """To whom ``uid:gid`` stdin, stdout and stderr belonged at each call."""
+        text = self.notes.with_name(f"{self.notes.name}.owners").read_text()
+        return [line.split() for line in text.splitlines()]
 
     def fail(self) -> None:
         """Have both commands fail from now on, as CRIU does on a kernel that it does not know."""

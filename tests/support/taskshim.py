@@ -256,8 +256,8 @@ class Zygote:
         return answer
 
     @contextlib.contextmanager
-    def pod(self, runtime: str) -> Iterator[Pod]:
-        """A shim that uses ``runtime``; whatever is left at the end is taken away."""
+    def pod(self, runtime: str, cgroup: str = "") -> Iterator[Pod]:
+        """A shim in ``cgroup`` that uses ``runtime``; whatever is left at the end is taken away."""
         namespace = f"t{uuid.uuid4().hex[:10]}"
         folder = self.folder / namespace
         (folder / "b").mkdir(parents=True)
@@ -270,6 +270,7 @@ class Zygote:
             "runtime": chosen.binary,
             "hide_unified": chosen.hide_unified,
             "bundle": str(folder / "b"),
+            "cgroup": cgroup,
         }
         answer = self.fork(request)
         client = Client(str(answer["address"]))
