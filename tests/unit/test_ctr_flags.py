@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -11,9 +13,14 @@ import pytest
 from kontti.cmd.ctr.flags import CREATE, DEFAULT_RUNTIME, RUN
 from kontti.cmd.ctr.grammar import Call, Command, Flag, UsageError, parse
 from kontti.cmd.ctr.main import GLOBAL_FLAGS, GROUPS
-from kontti.cmd.ctr.specs import check_arguments, make_spec, runtime_options
-from kontti.errors import Error, InvalidArgument
+from kontti.cmd.ctr.remap import Mapping, on_host
+from kontti.cmd.ctr.runtimes import runtime_options
+from kontti.cmd.ctr.specs import check_arguments, make_spec
+from kontti.errors import Error, InvalidArgument, Unimplemented
+from kontti.oci.flags import parse_id_mapping
+from kontti.oci.spec import IdMapping
 from kontti.wire.messages.types.runc.options.oci import Options
+from kontti.wire.messages.types.runtimeoptions.v1.api import Options as GenericOptions
 
 # long names of flags that scripts written for the original use, by command
 ORIGINAL = {
@@ -24,8 +31,13 @@ ORIGINAL = {
         "apparmor-profile hostname user rootfs no-pivot cpu-quota cpu-period "
         "rootfs-propagation device cpus cpu-shares cpuset-cpus cpuset-mems rlimit-nofile "
         "uidmap gidmap snapshotter snapshotter-label runtime runtime-config-path "
-        "runc-binary runc-root runc-systemd-cgroup"
+        "runc-binary runc-root runc-systemd-cgroup cni sync-fs dump-config remap-labels "
+        "privileged-without-host-devices gpus apparmor-default-profile blockio-config-file "
+        "blockio-class rdt-class sandbox"
     ),
+    "tasks checkpoint": "exit image-path work-path",
+    "containers checkpoint": "rw image task",
+    "containers restore": "rw live",
     "tasks exec": "cwd tty detach exec-id fifo-dir log-uri user",
     "tasks start": "no-pivot null-io log-uri fifo-dir pid-file detach",
     "tasks kill": "signal exec-id all",
@@ -203,12 +215,30 @@ def test_a_file_of_variables(tmp_path: Path) -> None:
 
 def test_the_runtimes_options() -> None:
     packed = runtime_options(
-        call("--runc-binary", "/bin/x", "--runc-root", "/r", "--runc-systemd-cgroup")
+        call(
+            "--runc-binary",
+            "/bin/x",
+            "--runc-root",
+            "/r",
+            "--runc-systemd-cgroup",
+            "--cgroup",
+            "a:b:c",
+        )
     )
     assert packed is not None
     options = Options.decode(packed.value)
     assert (options.binary_name, options.root, options.systemd_cgroup) == ("/bin/x", "/r", True)
-    assert runtime_options(call("--runtime", "io.containerd.kata.v2")) is None
+    kata = ("--runtime", "io.containerd.kata.v2")
+    assert runtime_options(call(*kata)) is None
+    packed = runtime_options(call(*kata, "--runtime-config-path", "/etc/kata.toml"))
+    assert packed is not None
+    assert packed.type_url == GenericOptions.NAME
+    assert GenericOptions.decode(packed.value).config_path == "/etc/kata.toml"
+    for flag in (("--runc-binary", "x"), ("--runc-systemd-cgroup",)):
+        with pytest.raises(UsageError, match="only supported for"):
+            runtime_options(call(*kata, *flag))
+    with pytest.raises(UsageError, match="requires --cgroup"):
+        runtime_options(call("--runc-systemd-cgroup"))
     assert call().str("runtime") == DEFAULT_RUNTIME
 
 
@@ -220,3 +250,72 @@ def test_what_must_be_named() -> None:
             check_arguments(call(*words))
     with pytest.raises(InvalidArgument, match="only container id should be provided"):
         check_arguments(call("--config", "f", "image", "id", create=True))
+
+
+def test_labels_are_annotations_too() -> None:
+    made = spec("--annotation", "a=b", "--label", "c=d")
+    assert made["annotations"] == {"a": "b", "c": "d"}
+
+
+def test_what_is_given_where_nothing_is_said() -> None:
+    made = spec()
+    assert made["linux"]["resources"]["cpu"] == {"shares": 1024}  # type: ignore[index]
+    assert "shares" not in str(spec("--cpu-shares", "0"))
+    env = spec("--net-host")["process"]["env"]
+    assert f"HOSTNAME={os.uname().nodename}" in env  # type: ignore[operator]
+
+
+def test_a_class_of_the_resource_director() -> None:
+    assert spec("--rdt-class", "gold")["linux"]["intelRdt"] == {"closID": "gold"}
+
+
+def test_a_privileged_container_without_the_hosts_devices() -> None:
+    made = spec("--privileged", "--privileged-without-host-devices")
+    assert "devices" not in made["linux"]
+    assert "CAP_SYS_ADMIN" in made["process"]["capabilities"]["bounding"]  # type: ignore[index]
+    assert made["linux"]["resources"]["devices"][0] == {"allow": False, "access": "rwm"}  # type: ignore[index]
+    assert spec("--privileged")["linux"]["devices"]
+    with pytest.raises(UsageError, match="without 'privileged'"):
+        check_arguments(call("--privileged-without-host-devices", "image", "id"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--gpus", "0"), ("--cni",), ("--blockio-class", "x"), ("--blockio-config-file", "x")],
+)
+def test_what_nothing_stands_behind_is_said_to_be_so(words: tuple[str, ...]) -> None:
+    with pytest.raises(Unimplemented, match=f"flag {words[0]}"):
+        check_arguments(call(*words, "image", "id"))
+
+
+def test_profiles_of_apparmor_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="conflicts"):
+        check_arguments(
+            call("--apparmor-profile", "a", "--apparmor-default-profile", "b", "image", "id")
+        )
+
+
+# --- owners in a user namespace
+
+
+def id_maps(*texts: str) -> list[IdMapping]:
+    return [parse_id_mapping(text) for text in texts]
+
+
+def test_owners_are_mapped_as_the_namespace_says() -> None:
+    maps = id_maps("1000:5000:10", "0:100000:1000")
+    mapping = Mapping(maps, maps)
+    assert [on_host(n, mapping.uids) for n in (0, 999, 1000, 1009)] == [100000, 100999, 5000, 5009]
+    with pytest.raises(InvalidArgument, match="id 1010"):
+        on_host(1010, mapping.uids)
+    assert set(mapping.labels().values()) == {"0:100000:1000,1000:5000:10"}
+
+
+def test_a_mapped_copy_has_the_name_that_containerds_client_gives_it() -> None:
+    maps = id_maps("0:100000:65536")
+    document = (
+        '{"Parent":"sha256:p","IDMap":{"UidMap":[{"containerID":0,"hostID":100000,"size":65536}],'
+        '"GidMap":[{"containerID":0,"hostID":100000,"size":65536}]}}'
+    )
+    expected = f"sha256:{hashlib.sha256(document.encode()).hexdigest()}"
+    assert Mapping(maps, maps).key("sha256:p") == expected

@@ -92,6 +92,15 @@ def with_pids_limit(limit: int) -> Option:
     return option
 
 
+def with_rdt(name: str) -> Option:
+    """A class of Intel's resource director, by name."""
+
+    def option(_context: Context, spec: Spec) -> None:
+        linux_of(spec)["intelRdt"] = {"closID": name}
+
+    return option
+
+
 def with_cgroup(path: str) -> Option:
     """The cgroup's path; "" for none."""
 

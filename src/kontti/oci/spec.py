@@ -178,6 +178,12 @@ class Seccomp(TypedDict, total=False):
     syscalls: Sequence[SeccompRule]
 
 
+class Rdt(TypedDict, total=False):
+    """``linux.intelRdt``."""
+
+    closID: str
+
+
 class Linux(TypedDict, total=False):
     """``linux``."""
 
@@ -190,6 +196,7 @@ class Linux(TypedDict, total=False):
     devices: list[Device]
     seccomp: Seccomp
     rootfsPropagation: str
+    intelRdt: Rdt
     maskedPaths: Sequence[str]
     readonlyPaths: Sequence[str]
 

@@ -157,6 +157,7 @@ class Bundles:
         os.symlink(bundle.work, os.path.join(bundle.path, "work"))
         with open(os.path.join(bundle.path, "config.json"), "wb") as file:
             file.write(for_runtime(spec))
+        let_root_in(bundle.path, spec)
 
     def all(self) -> list[Bundle]:
         """Every bundle on disk; what is there and cannot be one is left alone."""
@@ -185,6 +186,28 @@ def for_runtime(spec: bytes) -> bytes:
     if not isinstance(version, str) or not _NEWER.fullmatch(version):
         return spec
     return json.dumps({**plain, "ociVersion": OCI_VERSION}).encode()
+
+
+def let_root_in(path: str, spec: bytes) -> None:
+    """Have the root of the spec's user namespace, if any, reach what is in the bundle ``path``."""
+    gid = root_gid(spec)
+    if gid:
+        os.chown(path, -1, gid)
+        os.chmod(path, 0o710)
+
+
+def root_gid(spec: bytes) -> int:
+    """The host's number for group 0 of the spec's user namespace; 0 where it has none."""
+    if b'"gidMappings"' not in spec:
+        return 0
+    try:
+        linux = json.loads(spec)["linux"]
+        inside = any(namespace["type"] == "user" for namespace in linux["namespaces"])
+        found = [m["hostID"] for m in linux["gidMappings"] if m["containerID"] == 0]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0  # the runtime will say what is wrong with it
+    known = inside and found and isinstance(found[0], int) and 0 < found[0] < 1 << 32
+    return found[0] if known else 0
 
 
 def _removed(path: str) -> bool:

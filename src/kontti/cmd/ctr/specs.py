@@ -16,8 +16,9 @@ from kontti.cmd.ctr.images import get
 from kontti.cmd.ctr.leases import EXPIRE
 from kontti.cmd.ctr.lookup import STOP_SIGNAL_LABEL
 from kontti.cmd.ctr.output import rfc3339
+from kontti.cmd.ctr.runtimes import runtime_options
 from kontti.cmd.ctr.session import CONTAINERS, key_values, namespace_of
-from kontti.errors import InvalidArgument, NotFound
+from kontti.errors import InvalidArgument, NotFound, Unimplemented
 from kontti.images.graph import find_manifest
 from kontti.images.identity import chain_id
 from kontti.images.manifest import ImageConfig, read_config
@@ -35,12 +36,17 @@ from kontti.wire.messages.services.containers.v1.containers import (
     CreateContainerRequest,
     CreateContainerResponse,
 )
-from kontti.wire.messages.types.runc.options.oci import Options
-from kontti.wire.typeurl import SPEC_URL, pack
+from kontti.wire.typeurl import SPEC_URL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kontti.oci.base import Option
+    from kontti.oci.spec import IdMapping
+
+MAX_LABEL = 4096
+UNSUPPORTED = ("gpus", "blockio-config-file", "blockio-class", "cni")
 
 
 def check_arguments(call: Call) -> None:
@@ -52,6 +58,23 @@ def check_arguments(call: Call) -> None:
         return
     call.arg(0, "image ref must be provided")
     call.arg(1, "container id must be provided")
+    check_flags(call)
+
+
+def check_flags(call: Call) -> None:
+    """Flags that exclude each other, and those that nothing here stands behind.
+
+    Raises UsageError, Unimplemented.
+    """
+    if call.flags.get("privileged-without-host-devices") and not call.bool("privileged"):
+        raise UsageError(
+            "can't use 'privileged-without-host-devices' without 'privileged' specified"
+        )
+    if call.str("apparmor-profile") and call.str("apparmor-default-profile"):
+        raise UsageError("apparmor-profile conflicts with apparmor-default-profile")
+    for name in UNSUPPORTED:
+        if name in call.given:
+            raise Unimplemented(f"flag --{name}")
 
 
 def create_container(client: Client, call: Call, *, run: bool) -> Container:
@@ -66,6 +89,39 @@ def create_container(client: Client, call: Call, *, run: bool) -> Container:
             return create_leased(client, call, run=run)
     finally:
         leases.delete(lease.id)
+
+
+def snapshot_of(client: Client, call: Call, name: str, parent: str) -> tuple[str, dict[str, str]]:
+    """Parent and labels of a container's snapshot: owners are mapped for a user namespace."""
+    labels = key_values(call.list("snapshotter-label"))
+    uids, gids = id_mappings(call)
+    if not (uids and gids):
+        return parent, labels
+    from kontti.cmd.ctr import remap
+
+    mapping = remap.Mapping(uids, gids)
+    if not call.bool("remap-labels"):
+        return remap.remapped(client, name, parent, mapping), labels
+    return remap.parent_for_labels(client, name, parent, mapping), {**labels, **mapping.labels()}
+
+
+def id_mappings(call: Call) -> tuple[list[IdMapping], list[IdMapping]]:
+    """The flags' user and group mappings; raises InvalidArgument."""
+    uids, gids = (
+        [flags.parse_id_mapping(text) for text in given] if isinstance(given, list) else []
+        for given in (call.flags.get("uidmap"), call.flags.get("gidmap"))
+    )
+    return uids, gids
+
+
+def container_labels(
+    call: Call, config: ImageConfig, image_labels: Mapping[str, str]
+) -> dict[str, str]:
+    """The image's labels, but for those too long to be one, and the flags'."""
+    found = {**config.run.labels, **image_labels}
+    labels = {k: v for k, v in found.items() if len(k) + len(v) <= MAX_LABEL}
+    labels.update(key_values(call.list("label")))
+    return {STOP_SIGNAL_LABEL: stop_signal(config), **labels}
 
 
 def expiry() -> str:
@@ -86,11 +142,12 @@ def create_leased(client: Client, call: Call, *, run: bool) -> Container:
     name = call.str("snapshotter") or "overlayfs"
     parent = unpacked(client, call, name, config, image_name)
     store = RemoteSnapshotter(client, name)
-    mounts = store.prepare(id, parent, key_values(call.list("snapshotter-label")))
+    parent, snapshot_labels = snapshot_of(client, call, name, parent)
+    mounts = store.prepare(id, parent, snapshot_labels)
     try:
         rootfs = partial(mounted, mounts, readonly=True)
         spec = make_spec(call, id, call.args[2:], config, rootfs, run=run)
-        labels = {STOP_SIGNAL_LABEL: stop_signal(config), **key_values(call.list("label"))}
+        labels = container_labels(call, config, image.labels)
         made = Container(
             id=id,
             image=image_name,
@@ -120,19 +177,6 @@ def record(client: Client, call: Call, container: Container) -> Container:
     request = CreateContainerRequest(container=container)
     answer = client.unary(CONTAINERS + "Create", request, CreateContainerResponse)
     return answer.container or container
-
-
-def runtime_options(call: Call) -> Any | None:
-    """runc's options, for the runtimes that take them."""
-    if not call.str("runtime").startswith(("io.containerd.runc.", "io.containerd.kontti.")):
-        return None
-    return pack(
-        Options(
-            binary_name=call.str("runc-binary"),
-            root=call.str("runc-root"),
-            systemd_cgroup=call.bool("runc-systemd-cgroup"),
-        )
-    )
 
 
 def stop_signal(config: ImageConfig) -> str:
@@ -170,7 +214,8 @@ def unpacked(
             target = RemoteImages(client).get(image_name).target
             scope = Scope.of(namespace_of(call))
             parts = Parts(stores, stores.applier)
-            unpack(parts, scope, target, Unpacking(snapshotter), Selection())
+            unpacking = Unpacking(snapshotter, sync_fs=bool(call.flags.get("sync-fs")))
+            unpack(parts, scope, target, unpacking, Selection())
         finally:
             stores.close()
     return chain
@@ -227,8 +272,10 @@ def surroundings(call: Call) -> list[Option]:
         chosen.append(options.with_mounts([flags.parse_mount(m) for m in call.list("mount")]))
     if call.bool("read-only"):
         chosen.append(options.with_readonly_root())
-    if call.list("annotation"):
-        chosen.append(options.with_annotations(key_values(call.list("annotation"))))
+    # labels are told to the runtime too
+    annotations = key_values([*call.list("annotation"), *call.list("label")])
+    if annotations:
+        chosen.append(options.with_annotations(annotations))
     return chosen
 
 
@@ -237,15 +284,15 @@ def namespace_options(call: Call) -> list[Option]:
     chosen: list[Option] = []
     if call.bool("net-host"):
         chosen.append(options.with_host_network())
+        chosen.append(options.with_env([f"HOSTNAME={os.uname().nodename}"]))
     for text in call.list("with-ns"):
         joined = flags.parse_namespace(text)
         chosen.append(options.with_namespace(joined["type"], joined.get("path", "")))
     if call.str("rootfs-propagation"):
         chosen.append(options.with_rootfs_propagation(call.str("rootfs-propagation")))
-    uids, gids = call.flags.get("uidmap"), call.flags.get("gidmap")
-    if isinstance(uids, list) and isinstance(gids, list) and uids and gids:
-        mapped = [[flags.parse_id_mapping(m) for m in maps] for maps in (uids, gids)]
-        chosen.append(options.with_user_namespace(mapped[0], mapped[1]))
+    uids, gids = id_mappings(call)
+    if uids and gids:
+        chosen.append(options.with_user_namespace(uids, gids))
     return chosen
 
 
@@ -253,7 +300,9 @@ def security_options(call: Call) -> list[Option]:
     """What the process may do."""
     chosen: list[Option] = []
     if call.bool("privileged"):
-        chosen += [security.with_privileged(), resources.with_host_devices()]
+        chosen.append(security.with_privileged())
+        if not call.flags.get("privileged-without-host-devices"):
+            chosen.append(resources.with_host_devices())
     if call.list("cap-add"):
         chosen.append(security.with_added_capabilities(call.list("cap-add")))
     if call.list("cap-drop"):
@@ -266,8 +315,9 @@ def security_options(call: Call) -> list[Option]:
         chosen.append(security.with_seccomp_profile(call.str("seccomp-profile")))
     elif call.bool("seccomp"):
         chosen.append(security.with_default_seccomp())
-    if call.str("apparmor-profile"):
-        chosen.append(security.with_apparmor_profile(call.str("apparmor-profile")))
+    profile = call.str("apparmor-profile") or call.str("apparmor-default-profile")
+    if profile:
+        chosen.append(security.with_apparmor_profile(profile))
     return chosen
 
 
@@ -281,6 +331,8 @@ def resource_options(call: Call, *, run: bool) -> list[Option]:
         cpu = {"quota": quota} if quota != -1 else {}
         chosen.append(resources.with_cpu({**cpu, **({"period": period} if period else {})}))  # type: ignore[typeddict-item]
     chosen += [resources.with_device(path) for path in call.list("device")]
+    if call.str("rdt-class"):
+        chosen.append(resources.with_rdt(call.str("rdt-class")))
     return chosen + (run_options(call) if run else [])
 
 
@@ -291,7 +343,7 @@ def run_options(call: Call) -> list[Option]:
         if "cpu-quota" in call.given or "cpu-period" in call.given:
             raise UsageError("cpus and quota/period should be used separately")
         chosen.append(resources.with_cpus(call.float("cpus")))
-    if "cpu-shares" in call.given:
+    if call.int("cpu-shares") > 0:
         chosen.append(resources.with_cpu({"shares": call.int("cpu-shares")}))
     if call.str("cpuset-cpus"):
         chosen.append(resources.with_cpu({"cpus": call.str("cpuset-cpus")}))
