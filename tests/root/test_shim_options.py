@@ -10,13 +10,14 @@ import pytest
 
 from kontti.errors import Error
 from kontti.linux import cgroups
+from kontti.wire.messages.google import Any, Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.messages.types.runtimeoptions.v1.api import Options as GenericOptions
 from kontti.wire.typeurl import pack
 from tests.support import taskshim
 from tests.support.criu import StandIn, stand_in
 from tests.support.shims import short_folder
-from tests.support.taskshim import Pod, Zygote
+from tests.support.taskshim import RESOURCES_URL, Pod, Zygote
 
 pytestmark = pytest.mark.root
 SLEEP = ("sleep", "1000")
@@ -144,6 +145,25 @@ def test_options_of_another_runtime_are_not_ours(pod: Pod) -> None:
     request.options = pack(GenericOptions(type_url="x", config_path="/none", config_body=b"y"))
     pod.client.call("Create", request, api.CreateTaskResponse)
     pod.delete("one")
+
+
+def test_resources_are_given_to_the_runtime_as_they_are(pod: Pod, runtime: StandIn) -> None:
+    """Those of cgroup v2 too, which not every host could take."""
+    kept = runtime.keep_resources()
+    pod.run("one", *SLEEP)
+    resources = b'{"cpu":{"shares":512},"unified":{"memory.high":"67108864","cpu.weight":"50"}}'
+    packed = Any(type_url=RESOURCES_URL, value=resources)
+    request = api.UpdateTaskRequest(id="one", resources=packed, annotations={"a": "b"})
+    pod.client.call("Update", request, Empty)
+    assert kept.read_bytes() == resources
+    [asked] = runtime.commands("update")
+    assert (asked[0], asked[2:]) == ("--resources", ["one"])
+    assert not list((pod.folder / "b" / "one").glob("resources-*"))
+    for nothing in (None, Any()):
+        request = api.UpdateTaskRequest(id="one", resources=nothing, annotations={"a": "b"})
+        pod.client.call("Update", request, Empty)
+    assert len(runtime.commands("update")) == 1
+    pod.end("one")
 
 
 @pytest.mark.parametrize("runtime_name", ["crun", "runc"])

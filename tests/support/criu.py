@@ -26,6 +26,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 command="$1"; shift
+if [ "$command" = update ] && [ -e "$notes.resources" ]; then exec cp "$2" "$notes.resources"; fi
 case "$command" in checkpoint|restore) ;; *) exec "$real" $head "$command" "$@" ;; esac
 image= work= bundle= pid= console= leave=
 while [ $# -gt 1 ]; do
@@ -71,6 +72,12 @@ class StandIn:
         """To whom ``uid:gid`` stdin, stdout and stderr belonged at each call."""
         text = self.notes.with_name(f"{self.notes.name}.owners").read_text()
         return [line.split() for line in text.splitlines()]
+
+    def keep_resources(self) -> Path:
+        """Have ``update`` do nothing but copy what it is given, to the file this gives."""
+        kept = self.notes.with_name(f"{self.notes.name}.resources")
+        kept.touch()
+        return kept
 
     def fail(self) -> None:
         """Have both commands fail from now on, as CRIU does on a kernel that it does not know."""

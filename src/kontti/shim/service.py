@@ -262,7 +262,7 @@ class TaskService:
 
     def update(self, request: api.UpdateTaskRequest, _answer: Answer) -> Message:
         container = self._container(request.id)
-        if request.resources is None:
+        if request.resources is None or not request.resources.value:
             return Empty()
         path = os.path.join(container.bundle, f"resources-{time.monotonic_ns()}.json")
         try:

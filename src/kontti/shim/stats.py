@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from kontti.linux import cgroups
+from kontti.shim.stats_unified import huge_pages, rdma, unified
 from kontti.wire.messages.cgroups.v1 import metrics as v1
-from kontti.wire.messages.cgroups.v2 import metrics as v2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,20 +22,12 @@ _V1_MEMORY = (
     "total_pgmajfault", "total_inactive_anon", "total_active_anon", "total_inactive_file",
     "total_active_file", "total_unevictable",
 )  # fmt: skip
-_V2_MEMORY = (
-    "anon", "file", "kernel_stack", "slab", "sock", "shmem", "file_mapped", "file_dirty",
-    "file_writeback", "anon_thp", "inactive_anon", "active_anon", "inactive_file",
-    "active_file", "unevictable", "slab_reclaimable", "slab_unreclaimable", "pgfault",
-    "pgmajfault", "workingset_refault", "workingset_activate", "workingset_nodereclaim",
-    "pgrefill", "pgscan", "pgsteal", "pgactivate", "pgdeactivate", "pglazyfree", "pglazyfreed",
-    "thp_fault_alloc", "thp_collapse_alloc",
-)  # fmt: skip
 _TICK_NS = 10_000_000
 
 
 def collect(groups: Mapping[str, str]) -> Message:
     """The metrics of the groups that cgroups.paths_of gave."""
-    return _unified(groups[""]) if "" in groups else _legacy(groups)
+    return unified(groups[""]) if "" in groups else _legacy(groups)
 
 
 def _legacy(groups: Mapping[str, str]) -> v1.Metrics:
@@ -53,6 +45,18 @@ def _legacy(groups: Mapping[str, str]) -> v1.Metrics:
             oom_kill_disable=control.get("oom_kill_disable", 0),
             under_oom=control.get("under_oom", 0),
             oom_kill=control.get("oom_kill", 0),
+        )
+    if "hugetlb" in groups:
+        names = ("usage_in_bytes", "max_usage_in_bytes", "failcnt")
+        metrics.hugetlb = [
+            v1.HugetlbStat(pagesize=size, usage=usage, max=most, failcnt=failed)
+            for size, usage, most, failed in huge_pages(groups["hugetlb"], names)
+        ]
+    if "rdma" in groups:
+        used, limits = rdma(groups["rdma"])
+        metrics.rdma = v1.RdmaStat(
+            current=[v1.RdmaEntry(device=d, hca_handles=h, hca_objects=o) for d, h, o in used],
+            limit=[v1.RdmaEntry(device=d, hca_handles=h, hca_objects=o) for d, h, o in limits],
         )
     if "blkio" in groups:
         metrics.blkio = _legacy_blkio(groups["blkio"])
@@ -124,59 +128,6 @@ def _legacy_blkio(folder: str) -> v1.BlkIOStat:
         io_service_bytes_recursive=entries("blkio.throttle.io_service_bytes"),
         io_serviced_recursive=entries("blkio.throttle.io_serviced"),
     )
-
-
-def _unified(folder: str) -> v2.Metrics:
-    cpu = cgroups.table(folder, "cpu.stat")
-    events = cgroups.table(folder, "memory.events")
-    return v2.Metrics(
-        pids=v2.PidsStat(
-            current=cgroups.number(folder, "pids.current"),
-            limit=cgroups.number(folder, "pids.max"),
-        ),
-        cpu=v2.CPUStat(
-            usage_usec=cpu.get("usage_usec", 0),
-            user_usec=cpu.get("user_usec", 0),
-            system_usec=cpu.get("system_usec", 0),
-            nr_periods=cpu.get("nr_periods", 0),
-            nr_throttled=cpu.get("nr_throttled", 0),
-            throttled_usec=cpu.get("throttled_usec", 0),
-        ),
-        memory=_unified_memory(folder),
-        io=v2.IOStat(usage=_unified_io(folder)),
-        memory_events=v2.MemoryEvents(
-            low=events.get("low", 0),
-            high=events.get("high", 0),
-            max=events.get("max", 0),
-            oom=events.get("oom", 0),
-            oom_kill=events.get("oom_kill", 0),
-        ),
-    )
-
-
-def _unified_memory(folder: str) -> v2.MemoryStat:
-    stat = cgroups.table(folder, "memory.stat")
-    memory = v2.MemoryStat(
-        usage=cgroups.number(folder, "memory.current"),
-        usage_limit=cgroups.number(folder, "memory.max"),
-        swap_usage=cgroups.number(folder, "memory.swap.current"),
-        swap_limit=cgroups.number(folder, "memory.swap.max"),
-    )
-    for key in _V2_MEMORY:
-        if key in memory.__slots__:
-            setattr(memory, key, stat.get(key, 0))
-    return memory
-
-
-def _unified_io(folder: str) -> list[v2.IOEntry]:
-    found = []
-    for line in cgroups.read(folder, "io.stat").splitlines():
-        device, *pairs = line.split()
-        major, _, minor = device.partition(":")
-        values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        numbers = {k: int(values.get(k, 0)) for k in ("rbytes", "wbytes", "rios", "wios")}
-        found.append(v2.IOEntry(major=int(major), minor=int(minor), **numbers))
-    return found
 
 
 def oom_kills(groups: Mapping[str, str]) -> int:
