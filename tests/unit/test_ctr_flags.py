@@ -281,7 +281,7 @@ def test_a_privileged_container_without_the_hosts_devices() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--gpus", "0"), ("--cni",), ("--blockio-class", "x"), ("--blockio-config-file", "x")],
+    [("--gpus", "0"), ("--blockio-class", "x"), ("--blockio-config-file", "x")],
 )
 def test_what_nothing_stands_behind_is_said_to_be_so(words: tuple[str, ...]) -> None:
     with pytest.raises(Unimplemented, match=f"flag {words[0]}"):

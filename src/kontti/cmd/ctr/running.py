@@ -187,8 +187,26 @@ def delete_task(client: Client, id: str) -> None:
         return
 
 
+def detach(client: Client, id: str) -> None:
+    """Take a container out of the network that --cni put it into."""
+    from kontti.cmd.ctr import cni
+
+    cni.Attachment(f"{client.namespace}-{id}").remove()
+
+
+def has_network(record: Container) -> bool:
+    """Whether the container was made with --cni."""
+    if not record.extensions:
+        return False  # most have none
+    from kontti.cmd.ctr import cni
+
+    return cni.wanted(record.extensions)
+
+
 def delete_container(client: Client, record: Container) -> None:
-    """Delete a container and its snapshot."""
+    """Delete a container, its network and its snapshot."""
+    if has_network(record):
+        detach(client, record.id)
     if record.snapshotter and record.snapshot_key:
         request = RemoveSnapshotRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
         try:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from kontti.oci.spec import IdMapping
 
 MAX_LABEL = 4096
-UNSUPPORTED = ("gpus", "blockio-config-file", "blockio-class", "cni")
+UNSUPPORTED = ("gpus", "blockio-config-file", "blockio-class")
 
 
 def check_arguments(call: Call) -> None:
@@ -173,6 +173,10 @@ def create_from_config(client: Client, call: Call) -> Container:
 def record(client: Client, call: Call, container: Container) -> Container:
     """Have the daemon keep the container."""
     container.labels.update(key_values(call.list("label")))
+    if call.flags.get("cni"):
+        from kontti.cmd.ctr import cni
+
+        container.extensions[cni.EXTENSION] = cni.extension()
     container.runtime = ContainerRuntime(name=call.str("runtime"), options=runtime_options(call))
     request = CreateContainerRequest(container=container)
     answer = client.unary(CONTAINERS + "Create", request, CreateContainerResponse)
