@@ -20,7 +20,11 @@ import pytest
 from kontti.errors import NotFound
 from kontti.linux import cgroups
 from kontti.wire.messages.google import Any, Empty
-from kontti.wire.messages.runtime.bootstrap.v1.bootstrap import BootstrapParams, BootstrapResult
+from kontti.wire.messages.runtime.bootstrap.v1.bootstrap import (
+    BootstrapParams,
+    BootstrapResult,
+    Extension,
+)
 from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.messages.types.introspection import RuntimeInfo
 from kontti.wire.messages.types.runc.options.oci import Options
@@ -202,6 +206,39 @@ def test_bootstrap_parameters_are_answered_in_kind(pod: Pod) -> None:
     assert other.closed()
     other.close()
     pod.shut_down()
+
+
+@pytest.mark.parametrize("parameters", [False, True])
+def test_a_shim_starts_in_the_group_that_its_options_name(pod: Pod, parameters: bool) -> None:
+    """In the options that are all of the input, or in an extension of the parameters."""
+    kind = "" if cgroups.mode() == cgroups.UNIFIED else "pids"
+    group = Path(cgroups.ROOT) / kind / f"shim-{pod.namespace}"
+    two = pod.bundle("two", "sleep", "1000")
+    options = Any(type_url=Options.NAME, value=Options(shim_cgroup=f"/{group.name}").encode())
+    packed = options.encode()
+    if parameters:
+        extensions = [Extension(value=options)]
+        params = BootstrapParams(
+            instance_id="two", namespace=pod.namespace, extensions=extensions, socket_dir=""
+        )
+        packed = params.encode()
+    failed = start(pod, two, packed)
+    assert failed.returncode == 1
+    assert f"failed to load cgroup /{group.name}".encode() in failed.stderr
+    group.mkdir()
+    try:
+        started = start(pod, two, packed)
+        assert started.returncode == 0, started
+        address = (two / "address").read_text()
+        client = Client(address)
+        found = client.call("Connect", api.ConnectRequest(id=""), api.ConnectResponse).shim_pid
+        assert str(found) in (group / "cgroup.procs").read_text().split()
+        client.call("Shutdown", api.ShutdownRequest(), Empty)
+        client.close()
+        until(lambda: not (group / "cgroup.procs").read_text())
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
 
 
 def test_what_is_said_goes_to_the_bundles_log(pod: Pod) -> None:
