@@ -8,8 +8,9 @@ import selectors
 import shlex
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from kontti.linux import cgroups
 from tests.blackbox.steps import IMAGE
 from tests.support import daemons, images
 from tests.support.daemons import Daemon
+from tests.support.host import CGROUPS, RUNTIME_STATE
 
 pytestmark = [pytest.mark.root, pytest.mark.blackbox, pytest.mark.timeout(180)]
 SECONDS = 20.0
+SPACE = f"t{uuid.uuid4().hex[:10]}"
+"""Of our own: the runtime's state is shared by all on the machine."""
 TOLD = ("container_id", "id", "exec_id", "exit_status")
 Told = tuple[str, dict[str, object]]
 
@@ -113,7 +117,7 @@ class Listener:
             self._take(line.decode().split(" ", 6))
 
     def _take(self, words: list[str]) -> None:
-        if not words[5].startswith("/tasks/"):
+        if words[4] != SPACE or not words[5].startswith("/tasks/"):
             self.others += 1
             return
         body: dict[str, Any] = json.loads(words[6])
@@ -150,7 +154,7 @@ def perform(daemon: Daemon, base: Path, steps: tuple[Step, ...]) -> list[Told]:
     """Do the steps with Debian's client; every event of a task that was told."""
     tar = base / "image.tar"
     tar.write_bytes(images.archive(images.build(), IMAGE))
-    assert daemon.ctr("debian", "images", "import", str(tar)).returncode == 0
+    assert shell(daemon, f"images import {tar}").returncode == 0
     wanted = 0
     with listening(daemon) as listener:
         for step in steps:
@@ -166,12 +170,17 @@ def perform(daemon: Daemon, base: Path, steps: tuple[Step, ...]) -> list[Told]:
 
 def shell(daemon: Daemon, line: str) -> subprocess.CompletedProcess[bytes]:
     words = [word.replace("{image}", IMAGE) for word in shlex.split(line)]
-    return daemon.ctr("debian", *words)
+    return daemon.ctr("debian", "--namespace", SPACE, *words)
 
 
 @pytest.mark.parametrize("kind", ["containerd", "kontti"])
 def test_every_change_of_a_tasks_state_is_told_in_order(kind: str, tmp_path: Path) -> None:
     steps = STEPS if cgroups.mode() == cgroups.UNIFIED else (*STEPS, *LEGACY)
-    with daemons.running(kind, tmp_path) as daemon:
-        told = perform(daemon, tmp_path, steps)
+    try:
+        with daemons.running(kind, tmp_path) as daemon:
+            told = perform(daemon, tmp_path, steps)
+    finally:
+        for path in (RUNTIME_STATE / SPACE, *CGROUPS.glob(f"*/{SPACE}")):
+            with suppress(OSError):
+                path.rmdir()
     assert told == [event for step in steps for event in step.events]
