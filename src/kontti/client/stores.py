@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kontti.client.base import Caller
 from kontti.client.client import Client
+from kontti.client.containers import RemoteContainers
 from kontti.client.content import RemoteContent
 from kontti.client.convert import (
     descriptor_from_wire,
@@ -253,6 +254,10 @@ class RemoteStores:
     def images(self, scope: Scope) -> RemoteImages:
         """Images of the scope."""
         return RemoteImages(self.client(scope))
+
+    def containers(self, scope: Scope) -> RemoteContainers:
+        """Containers of the scope."""
+        return RemoteContainers(self.client(scope))
 
     def content(self, scope: Scope) -> Store:
         """Content of the scope."""

@@ -40,7 +40,7 @@ class LayerWriter:
     """Gives ``emit`` a compressed tar; ``latest``, in seconds, cuts off times."""
 
     def __init__(
-        self, emit: Callable[[bytes], None], compression: str, latest: int | None = None
+        self, emit: Callable[[bytes], object], compression: str, latest: int | None = None
     ) -> None:
         self._emit = emit
         self._compressor = compressor(compression)
@@ -62,8 +62,7 @@ class LayerWriter:
         kind = _KINDS.get(stat.S_IFMT(item.status.st_mode))
         if kind is None:
             return
-        if item.name.startswith(WHITEOUT):
-            raise InvalidArgument(f"a layer cannot hold a file named {os.fsdecode(item.path)!r}")
+        self.check_name(item)
         if kind == DIRECTORY:
             if item.path in self._directories:
                 return
@@ -74,6 +73,11 @@ class LayerWriter:
                 self.add_link(item, first)
                 return
         self._add_entry(item, kind)
+
+    def check_name(self, item: Item) -> None:
+        """Raises InvalidArgument for a name that means something else in a layer."""
+        if item.name.startswith(WHITEOUT):
+            raise InvalidArgument(f"a layer cannot hold a file named {os.fsdecode(item.path)!r}")
 
     def _add_entry(self, item: Item, kind: bytes) -> None:
         entry = self._entry(item, kind)

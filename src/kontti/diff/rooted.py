@@ -69,10 +69,10 @@ def _is_kept(name: bytes) -> bool:
 
 
 class Rooted:
-    """A tree by its root directory."""
+    """A tree by its root directory, a path or one that is open."""
 
-    def __init__(self, root: str) -> None:
-        self._fd = os.open(root, _DIRECTORY)
+    def __init__(self, root: str | int) -> None:
+        self._fd = root if isinstance(root, int) else os.open(root, _DIRECTORY)
 
     @contextmanager
     def items(self, path: bytes) -> Iterator[list[Item]]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from kontti.engine.stores import Stores
+from kontti.engine.base import Core
+from kontti.engine.lookup import COMMAND_LABEL, STOP_SIGNAL_LABEL
 from kontti.engine.values import ExecOptions, Options
 from kontti.errors import InvalidArgument, NotFound
 from kontti.images.graph import find_manifest
@@ -32,50 +33,48 @@ from kontti.wire.typeurl import SPEC_URL
 if TYPE_CHECKING:
     from kontti.oci.base import Option
 
-COMMAND_LABEL = "kontti.io/command"
-STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
-
 
 def make(
-    stores: Stores, scope: Scope, image: Image, command: Sequence[str], chosen: Options
+    core: Core, scope: Scope, image: Image, command: Sequence[str], chosen: Options
 ) -> tuple[Container, list[Mount]]:
     """A container of ``image`` and the mounts of its root; a failure leaves nothing."""
-    content = stores.metadata.content(scope)
+    content = core.stores.content(scope)
     _, manifest = find_manifest(content, image.target, only(default()))
     config = read_config(content, manifest.config)
     id = chosen.name or secrets.token_hex(6)
-    with leased(stores.metadata, scope) as held:
-        ensure_unpacked(stores, held, image, config, chosen.snapshotter)
-        snapshots = stores.metadata.snapshots(held, chosen.snapshotter)
+    with leased(core.stores, scope) as held:
+        ensure_unpacked(core, held, image, config, chosen.snapshotter)
+        snapshots = core.stores.snapshots(held, chosen.snapshotter)
         mounts = snapshots.prepare(id, str(chain_id(config.diff_ids)))
         try:
             spec = make_spec(scope, id, config, command, chosen, mounts)
             record = Container(
                 id=id,
                 image=image.name,
-                runtime=chosen.runtime,
+                runtime=chosen.runtime or core.runtime,
                 spec=AnyValue(SPEC_URL, spec),
                 snapshotter=chosen.snapshotter,
                 snapshot_key=id,
                 labels={
+                    **chosen.labels,
                     STOP_SIGNAL_LABEL: config.run.stop_signal or "SIGTERM",
                     COMMAND_LABEL: " ".join(json.loads(spec)["process"]["args"])[:1000],
                 },
             )
-            return stores.metadata.containers(held).create(record), mounts
+            return core.stores.containers(held).create(record), mounts
         except BaseException:
             snapshots.remove(id)
             raise
 
 
 def ensure_unpacked(
-    stores: Stores, scope: Scope, image: Image, config: ImageConfig, snapshotter: str
+    core: Core, scope: Scope, image: Image, config: ImageConfig, snapshotter: str
 ) -> None:
     """Unpack the image into ``snapshotter``, if it is not there."""
     try:
-        stores.metadata.snapshots(scope, snapshotter).stat(str(chain_id(config.diff_ids)))
+        core.stores.snapshots(scope, snapshotter).stat(str(chain_id(config.diff_ids)))
     except NotFound:
-        parts = stores.transfer_parts()
+        parts = core.transfer_parts()
         unpack(parts, scope, image.target, Unpacking(snapshotter), Selection())
 
 
@@ -168,12 +167,12 @@ def bind(text: str) -> str:
     return f"type=bind,src={os.path.abspath(source)},dst={target},options=rbind:{mode or 'rw'}"
 
 
-def unmake(stores: Stores, scope: Scope, container: Container) -> None:
+def unmake(core: Core, scope: Scope, container: Container) -> None:
     """Remove a container's record and snapshot."""
-    stores.metadata.containers(scope).delete(container.id)
+    core.stores.containers(scope).delete(container.id)
     if container.snapshot_key:
         try:
-            snapshots = stores.metadata.snapshots(scope, container.snapshotter)
+            snapshots = core.stores.snapshots(scope, container.snapshotter)
             snapshots.remove(container.snapshot_key)
         except NotFound:
             return

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
-from kontti.doctor.base import Finding
-from kontti.doctor.checkup import Tell as TellFinding
-from kontti.engine import containers
-from kontti.engine.checkup import examine
-from kontti.engine.core import Core
+from kontti.engine import lookup
+from kontti.engine.life import Life, stop_signal
 from kontti.engine.logs import Logs, tail_offset
-from kontti.engine.migration import migrate
 from kontti.engine.processes import Processes
-from kontti.engine.registries import open_session
 from kontti.engine.stdio import Streams
-from kontti.engine.values import ContainerInfo, ExecOptions, ImageInfo, Options, Result, Sink
+from kontti.engine.values import (
+    ContainerInfo,
+    ExecOptions,
+    ImageInfo,
+    Options,
+    ProcessUsage,
+    Result,
+    Sink,
+    Usage,
+)
 from kontti.errors import DeadlineExceeded, FailedPrecondition, NotFound
-from kontti.images.graph import platforms
-from kontti.images.image_check import size
-from kontti.images.platforms import default, format_platform, only
-from kontti.linux.process import signal_number
-from kontti.metadata.base import Container, Image
-from kontti.migrate.adopt import Outcome, Tell
+from kontti.metadata.base import Container
 from kontti.namespaces import DEFAULT, Scope
-from kontti.registry.reference import docker_normalize
-from kontti.registry.resolver import Resolver
-from kontti.tasks.base import Process, Status, Stdio
-from kontti.transfer.import_ import ImportOptions, import_archive
-from kontti.transfer.progress import OnProgress, silent
-from kontti.transfer.pull import pull
-from kontti.transfer.push import push
+from kontti.tasks.base import Stdio
 from kontti.values import Mount
+
+if TYPE_CHECKING:
+    from kontti.doctor.base import Finding
+    from kontti.doctor.checkup import Tell as TellFinding
+    from kontti.engine.base import Core
+    from kontti.engine.files import Files
+    from kontti.engine.stores import Stores
+    from kontti.migrate.adopt import Outcome, Tell
+    from kontti.transfer.progress import OnProgress
 
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
 FOLLOW_SECONDS = 0.1
-LIVE = ("created", "running", "paused")
 
 
 class Engine:
@@ -54,16 +53,41 @@ class Engine:
     ``processes`` has the steps that ``run`` and ``exec`` are made of.
     """
 
-    def __init__(self, root: str = ROOT, state: str = STATE, namespace: str = DEFAULT) -> None:
+    def __init__(
+        self,
+        root: str = ROOT,
+        state: str = STATE,
+        namespace: str = DEFAULT,
+        *,
+        core: Core | None = None,
+    ) -> None:
         self._scope = Scope.of(namespace)
         self._fifos = os.path.join(state, "fifo")
         self._logs = Logs(root, self._scope)
-        self._core = Core(root, state, f"an embedded engine in {os.path.basename(sys.argv[0])}")
-        self._stores = self._core.stores
+        self._core = core or _embedded(root, state)
         self.processes = Processes(self._core, self._scope)
+        self._life = Life(self._core, self._scope, self._logs, self.processes)
+
+    @classmethod
+    def connect(
+        cls, address: str, namespace: str = DEFAULT, *, root: str = ROOT, state: str = STATE
+    ) -> Self:
+        """The same in the daemon at ``address``: kontti's, or any containerd on this host.
+
+        Output is kept below ``root``, and FIFOs are made below ``state``. Raises Unavailable.
+        """
+        from kontti.engine.remote import RemoteCore
+
+        core = RemoteCore(address, Scope.of(namespace))
+        return cls(root, state, namespace, core=core)
+
+    @property
+    def shared(self) -> bool:
+        """Whether this works in a daemon, which others use too."""
+        return self._core.shared
 
     def close(self) -> None:
-        """Give the root back."""
+        """Give the root back, or hang up."""
         self._core.close()
 
     def __enter__(self) -> Self:
@@ -84,13 +108,16 @@ class Engine:
         plain_http: bool = False,
         user: str = "",
         password: str = "",
-        progress: OnProgress = silent,
+        progress: OnProgress | None = None,
     ) -> ImageInfo:
         """Pull ``name`` (docker's short names too) and unpack it. Plain HTTP only if asked for."""
-        name, parts = docker_normalize(name), self._stores.transfer_parts()
-        with open_session(name, plain_http=plain_http, user=user, password=password) as session:
-            pulled = pull(parts, self._scope, Resolver(session), name, progress=progress)
-        return self._image_info(pulled.image)
+        from kontti.engine import images
+
+        given = (user, password)
+        found = images.fetch(
+            self._core, self._scope, name, given, plain_http=plain_http, progress=progress
+        )
+        return images.info(self._core, self._scope, found)
 
     def push(
         self,
@@ -100,29 +127,36 @@ class Engine:
         plain_http: bool = False,
         user: str = "",
         password: str = "",
-        progress: OnProgress = silent,
+        progress: OnProgress | None = None,
     ) -> None:
         """Push image ``source`` (default: the one of that name) to its registry as ``name``."""
-        image, name = self._image(source or name), docker_normalize(name)
-        with open_session(name, plain_http=plain_http, user=user, password=password) as session:
-            stores = self._stores.metadata
-            push(stores, self._scope, session, name, image.target, progress=progress)
+        from kontti.engine import images
+
+        target, given = (
+            images.find(self._core, self._scope, source or name).target,
+            (user, password),
+        )
+        images.send(
+            self._core, self._scope, name, target, given, plain_http=plain_http, progress=progress
+        )
 
     def import_image(
-        self, source: str | BinaryIO, *, progress: OnProgress = silent
+        self, source: str | BinaryIO, *, progress: OnProgress | None = None
     ) -> list[ImageInfo]:
         """Store the images of an archive (OCI layout or ``docker save``), a path or open file."""
+        from kontti.engine import images
+
         if isinstance(source, str):
             with open(source, "rb") as file:
                 return self.import_image(file, progress=progress)
-        parts = self._stores.transfer_parts()
-        options = ImportOptions(prefix="import")
-        found = import_archive(parts, self._scope, source.read, options, progress=progress)
-        return [self._image_info(image) for image in found.images]
+        found = images.store(self._core, self._scope, source, progress)
+        return [images.info(self._core, self._scope, image) for image in found]
 
     def migrate(self, root: str, *, copy: bool = False, tell: Tell) -> tuple[Outcome, ...]:
         """Take over a containerd root's images and stopped containers, of all namespaces."""
-        return migrate(self._stores, root, copy=copy, tell=tell)
+        from kontti.engine.migration import migrate
+
+        return migrate(self._own("migrate"), root, copy=copy, tell=tell)
 
     def doctor(
         self,
@@ -139,36 +173,42 @@ class Engine:
         ``repair`` puts damaged blobs aside and fetches them again, unpacks damaged layers again
         and removes what nothing names.
         """
+        from kontti.engine.checkup import examine
+        from kontti.engine.registries import open_session
+        from kontti.registry.resolver import Resolver
+
+        stores = self._own("doctor")
         with open_session(plain_http=plain_http) as session:
             resolver = Resolver(session) if repair else None
-            return examine(self._stores, resolver, deep=deep, rate=rate, tell=tell)
+            return examine(stores, resolver, deep=deep, rate=rate, tell=tell)
+
+    def _own(self, what: str) -> Stores:
+        """The stores themselves; raises FailedPrecondition where a daemon has them."""
+        if self._core.opened is None:
+            raise FailedPrecondition(f"{what} needs the root itself, which a daemon has: stop it")
+        return self._core.opened
 
     def images(self) -> list[ImageInfo]:
         """Every stored image, by name."""
-        found = self._stores.metadata.images(self._scope).list()
-        return [self._image_info(image) for image in found]
+        from kontti.engine import images
 
-    def _image_info(self, image: Image) -> ImageInfo:
-        content = self._stores.metadata.content(self._scope)
-        try:
-            names = {format_platform(p) for p in platforms(content, image.target)}
-            bytes_ = size(content, image.target, only(default()))
-        except NotFound:
-            names, bytes_ = set(), 0
-        shown = tuple(sorted(names))
-        return ImageInfo(image.name, image.target.digest, bytes_, shown, image.created_at)
+        found = self._core.stores.images(self._scope).list()
+        return [images.info(self._core, self._scope, image) for image in found]
 
-    def _image(self, name: str) -> Image:
-        images = self._stores.metadata.images(self._scope)
-        try:
-            return images.get(name)
-        except NotFound:
-            return images.get(docker_normalize(name))
+    def inspect_image(self, name: str) -> dict[str, object]:
+        """All that is recorded of an image, its configuration and layers included."""
+        from kontti.engine import images
+
+        found = images.find(self._core, self._scope, name)
+        return images.details(self._core, self._scope, found)
 
     def remove_image(self, name: str) -> None:
         """Remove an image's name; what nothing else needs is collected before this returns."""
-        self._stores.metadata.images(self._scope).delete(self._image(name).name)
-        self._stores.gc.collect_and_wait()
+        from kontti.engine import images
+
+        found = images.find(self._core, self._scope, name)
+        self._core.stores.images(self._scope).delete(found.name)
+        self._core.collect(self._scope)
 
     def run(
         self,
@@ -214,11 +254,16 @@ class Engine:
 
         Its output is kept for ``logs``, or goes to the FIFOs or URIs of ``stdio``.
         """
+        from kontti.engine import restarts
+
         record, mounts = self._make(image, command, options)
         try:
             log = f"file://{self._logs.make(record.id)}"
             self.processes.create(record.id, mounts, stdio or Stdio(stdout=log, stderr=log))
             self.processes.start(record.id)
+            wanted = restarts.labels_of(options.restart if options else "", log)
+            if wanted:
+                self._life.label(record, wanted)
         except BaseException:
             self.remove(record.id, force=True)
             raise
@@ -227,8 +272,12 @@ class Engine:
     def _make(
         self, image: str, command: Sequence[str], options: Options | None
     ) -> tuple[Container, list[Mount]]:
+        from kontti.engine import containers, images, restarts
+
         chosen = options or Options()
-        return containers.make(self._stores, self._scope, self._image(image), command, chosen)
+        restarts.check(self._core, chosen.restart)
+        found = images.find(self._core, self._scope, image)
+        return containers.make(self._core, self._scope, found, command, chosen)
 
     def exec(
         self,
@@ -261,54 +310,73 @@ class Engine:
         return self.processes.add(self._record(id), command, options or ExecOptions(), stdio)
 
     def _record(self, id: str) -> Container:
-        return self._stores.metadata.containers(self._scope).get(id)
+        return self._life.records.get(id)
 
-    def containers(self, *, all: bool = True) -> list[ContainerInfo]:
-        """Every container, or those that run."""
-        records = self._stores.metadata.containers(self._scope).list()
+    def containers(self, *, all: bool = True, filters: Sequence[str] = ()) -> list[ContainerInfo]:
+        """Every container, or those that run; ``filters`` as ``kontti ps --filter`` takes them."""
+        records = self._life.records.list()
         tasks = self.processes.list()
-        found = [_info(record, tasks.get(record.id)) for record in records]
-        return [c for c in found if all or c.status in ("running", "paused")]
+        found = [lookup.info(record, tasks.get(record.id)) for record in records]
+        return lookup.select(found, filters, all=all)
 
     def container(self, id: str) -> ContainerInfo:
         """One container; raises NotFound."""
-        record = self._record(id)
-        try:
-            return _info(record, self.processes.get(id))
-        except NotFound:
-            return _info(record, None)
+        return self._life.info(self._record(id))
+
+    def resolve(self, name: str) -> str:
+        """The container that ``name`` is, or that alone begins so; NotFound, InvalidArgument."""
+        return lookup.resolve(self._life.records, name)
 
     def inspect(self, id: str) -> dict[str, object]:
         """All that is recorded of a container, its OCI spec included."""
-        record, info = self._record(id), self.container(id)
-        return {
-            "id": record.id,
-            "image": record.image,
-            "status": info.status,
-            "pid": info.pid,
-            "exit_code": info.exit_code,
-            "runtime": record.runtime,
-            "snapshotter": record.snapshotter,
-            "snapshot_key": record.snapshot_key,
-            "labels": dict(record.labels),
-            "created_at": record.created_at,
-            "log": self._logs.path(id),
-            "spec": json.loads(record.spec.value) if record.spec else None,
-        }
+        return lookup.details(self._record(id), self.container(id), self._logs.path(id))
+
+    def usage(self, *ids: str) -> list[Usage]:
+        """What these containers have used so far, or all that run."""
+        from kontti.engine.usage import usage
+
+        return [usage(metric) for metric in self.processes.metrics(ids)]
+
+    def top(self, id: str) -> list[ProcessUsage]:
+        """The processes of a running container."""
+        from kontti.engine.top import processes
+
+        first = self._running(id)
+        before = self.processes.pids(id)
+        found = processes(before, first)
+        # a number that was another's by the time it was looked at is in one list only
+        after = frozenset(self.processes.pids(id))
+        return [process for process in found if process.pid in after]
+
+    def _running(self, id: str) -> int:
+        """The first process's pid; raises FailedPrecondition where the container does not run."""
+        found = self.container(id)
+        if not found.pid:
+            raise FailedPrecondition(f"container {id} is not running")
+        return found.pid
+
+    def files(self, id: str) -> Files:
+        """A container's files, running or not, to copy from and to; a context manager.
+
+        It can be used when the engine is closed already.
+        """
+        from kontti.engine.files import open_files
+
+        return open_files(self._core, self._scope, self._record(id), self.container(id).pid)
 
     def wait(self, id: str, timeout: float | None = None) -> int:
         """Wait for a container's end; its exit code. Raises DeadlineExceeded."""
         return self.processes.wait(id, timeout=timeout)
 
     def kill(self, id: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a container's first process."""
-        self.processes.kill(id, number)
+        """Send a signal to a container's first process; one that ends it ends restarts too."""
+        self._life.kill(self._record(id), number)
 
     def ask_to_stop(self, id: str) -> bool:
         """Send a container its image's stop signal; False where it has ended by itself."""
-        wanted = self._record(id).labels.get(containers.STOP_SIGNAL_LABEL, "SIGTERM")
+        record = self._record(id)
         try:
-            self.kill(id, signal_number(wanted))
+            self._life.kill(record, stop_signal(record))
         except NotFound:
             return False
         return True
@@ -323,20 +391,28 @@ class Engine:
                     self.kill(id)
         return self.wait(id)
 
+    def start_again(self, id: str) -> ContainerInfo:
+        """Run a container's command again, with the files it left; one that runs is left be."""
+        self._life.start_again(self._record(id))
+        return self.container(id)
+
+    def restart(self, id: str, timeout: float = 10.0) -> ContainerInfo:
+        """Stop a container, if it runs, and start it again."""
+        if self.container(id).status in lookup.LIVE:
+            self.stop(id, timeout)
+        return self.start_again(id)
+
+    def pause(self, id: str) -> None:
+        """Freeze every process of a container."""
+        self.processes.pause(id)
+
+    def unpause(self, id: str) -> None:
+        """Let a paused container go on."""
+        self.processes.unpause(id)
+
     def remove(self, id: str, *, force: bool = False) -> None:
         """Remove a container with its files and output; one that runs only with ``force``."""
-        record = self._record(id)
-        info = self.container(id)
-        if info.status in ("running", "paused") and not force:
-            raise FailedPrecondition(f"container {id} is {info.status}: stop it, or force this")
-        if info.status in LIVE:
-            with contextlib.suppress(NotFound):  # it has ended by itself
-                self.kill(id)
-            self.wait(id)
-        if info.status != "none":
-            self.processes.delete(id)
-        containers.unmake(self._stores, self._scope, record)
-        self._logs.remove(id)
+        self._life.remove(self._record(id), force=force)
 
     def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
         """What a kept container wrote, stdout and stderr in one; ``follow`` goes on to its end."""
@@ -345,7 +421,7 @@ class Engine:
             if tail is not None:
                 file.seek(tail_offset(file, tail))
             while True:
-                over = not follow or self.container(id).status not in LIVE
+                over = not follow or self.container(id).status not in lookup.LIVE
                 while data := file.read(1 << 16):
                     yield data
                 if over:
@@ -369,15 +445,7 @@ def _tee(sink: Sink, log: BinaryIO) -> Sink:
     return both
 
 
-def _info(record: Container, task: Process | None) -> ContainerInfo:
-    status = Status(task.status).name.lower() if task else "none"
-    info = ContainerInfo(
-        record.id,
-        record.image,
-        status,
-        task.pid if task else 0,
-        task.exit_status if task else 0,
-        record.created_at,
-        record.labels.get(containers.COMMAND_LABEL, ""),
-    )
-    return info if status in LIVE else replace(info, pid=0)
+def _embedded(root: str, state: str) -> Core:
+    from kontti.engine.embedded import EmbeddedCore
+
+    return EmbeddedCore(root, state, f"an embedded engine in {os.path.basename(sys.argv[0])}")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import socket
+import struct
 from types import TracebackType
 from typing import Self
 
 from kontti.errors import FailedPrecondition
 
 NAME = "kontti.lock"
+CONNECT_SECONDS = 5.0
+_DAEMON = re.compile(r"the daemon at (?:unix://)?(/.+) \(pid (\d+)\)")
+_UCRED = struct.Struct("3i")
 
 
 class RootLock:
@@ -59,3 +65,21 @@ def holder_of(root: str) -> str:
             return file.read(1024).strip()
     except FileNotFoundError:
         return ""
+
+
+def daemon_of(root: str) -> str:
+    """The address of the daemon that holds ``root`` and listens, "" where there is none.
+
+    What the lock says may be of one that is gone: it counts where the very process listens there.
+    """
+    found = _DAEMON.fullmatch(holder_of(root))
+    if found is None:
+        return ""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(CONNECT_SECONDS)
+        try:
+            client.connect(found[1])
+        except OSError:
+            return ""
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return found[1] if _UCRED.unpack(peer)[0] == int(found[2]) else ""

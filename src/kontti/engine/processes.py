@@ -7,8 +7,7 @@ import secrets
 import signal
 from collections.abc import Sequence
 
-from kontti.engine import containers
-from kontti.engine.core import Core
+from kontti.engine.base import Core
 from kontti.engine.stdio import Streams
 from kontti.engine.values import ExecOptions
 from kontti.errors import Error, FailedPrecondition, NotFound
@@ -36,6 +35,8 @@ class Processes:
         self, record: Container, command: Sequence[str], options: ExecOptions, stdio: base.Stdio
     ) -> str:
         """Make another process of a running container, waiting to be started; its exec id."""
+        from kontti.engine import containers
+
         pid = self.get(record.id).pid
         spec = containers.exec_process(self._scope, record, pid, command, options)
         asked = base.ExecOptions(secrets.token_hex(6), AnyValue(PROCESS_URL, spec), stdio)
@@ -96,3 +97,21 @@ class Processes:
         else:
             work = self._tasks.delete(self._scope, id)
         return self._core.wait_for(work).status
+
+    def pause(self, id: str) -> None:
+        """Freeze every process of a container."""
+        self._core.wait_for(self._tasks.pause(self._scope, id))
+
+    def unpause(self, id: str) -> None:
+        """Let a paused container go on."""
+        self._core.wait_for(self._tasks.resume(self._scope, id))
+
+    def pids(self, id: str) -> Sequence[int]:
+        """Every process of a container, by the host's numbers."""
+        found = self._core.wait_for(self._tasks.pids(self._scope, id))
+        return [process.pid for process in found]
+
+    def metrics(self, ids: Sequence[str] = ()) -> Sequence[base.Metric]:
+        """cgroup figures of these containers, of all that have a task where none is named."""
+        filters = [f"id=={id}" for id in ids]
+        return self._core.wait_for(self._tasks.metrics(self._scope, filters))

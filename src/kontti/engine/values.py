@@ -42,6 +42,42 @@ class ContainerInfo:
     exit_code: int
     created_at: int
     command: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a container has used by the time ``sampled_at``, in ns since the epoch.
+
+    ``memory_bytes`` are without the page cache that can be dropped; a limit of 0 is none.
+    """
+
+    id: str
+    sampled_at: int
+    cpu_ns: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    pids: int
+    pids_limit: int
+    block_read_bytes: int
+    block_write_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """A process of a container: ``pid`` is the host's, ``user`` the container's name for it.
+
+    ``cpu_percent`` is of one processor, over the process's life.
+    """
+
+    pid: int
+    ppid: int
+    user: str
+    state: str
+    cpu_percent: float
+    cpu_seconds: float
+    memory_bytes: int
+    command: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +86,9 @@ class Options:
 
     ``mounts`` are ``source:target`` or ``source:target:ro``; ``user`` a name or number of the
     image's own, with ``:group``; ``memory`` bytes and ``cpus`` a share of processors, 0 for no
-    limit. Seccomp's default profile is in force unless ``privileged``.
+    limit. Seccomp's default profile is in force unless ``privileged``. ``restart`` is ``always``,
+    ``unless-stopped`` or ``on-failure[:most]``, for a daemon to see to. ``runtime`` "" is the
+    built-in one.
     """
 
     name: str = ""
@@ -66,7 +104,9 @@ class Options:
     cpus: float = 0
     terminal: bool = False
     snapshotter: str = "overlayfs"
-    runtime: str = "io.containerd.kontti.v1"
+    runtime: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    restart: str = ""
 
 
 @dataclass(frozen=True, slots=True)

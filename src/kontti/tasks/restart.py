@@ -1,10 +1,4 @@
-"""Starts again what ended and whose container asks for it by its labels (containerd's).
-
-    containerd.io/restart.status              running | stopped | created: what is wanted
-    containerd.io/restart.policy              always (unset) | on-failure[:n] | unless-stopped | no
-    containerd.io/restart.count               how often it was started again
-    containerd.io/restart.explicitly-stopped  true: a user stopped it; unless-stopped leaves it be
-    containerd.io/restart.loguri              where the new task's output goes
+"""Starts again what ended and whose container asks for it by its labels (tasks.labels).
 
 ``plan`` decides, ``Monitor`` looks and performs: when a task exits, and each interval.
 """
@@ -23,13 +17,17 @@ from kontti.events.base import Envelope, Exchange
 from kontti.metadata.base import Container, Metadata
 from kontti.namespaces import Scope
 from kontti.tasks.base import CreateOptions, Process, Status, Stdio, Tasks
+from kontti.tasks.labels import (
+    COUNT,
+    EXPLICITLY_STOPPED,
+    LOG_URI,
+    OLD_LOG_PATH,
+    POLICY,
+    STATUS,
+)
 from kontti.values import Mount
 
 log = logging.getLogger(__name__)
-_PREFIX = "containerd.io/restart."
-STATUS, POLICY, COUNT = _PREFIX + "status", _PREFIX + "policy", _PREFIX + "count"
-EXPLICITLY_STOPPED, LOG_URI = _PREFIX + "explicitly-stopped", _PREFIX + "loguri"
-OLD_LOG_PATH = _PREFIX + "logpath"
 FILTER = f'labels."{STATUS}"'
 FIRST_DELAY = 0.1
 STEADY_SECONDS = 10.0

@@ -9,30 +9,39 @@ import threading
 from collections.abc import Coroutine
 from typing import TypeVar
 
+from kontti.engine.base import CALL_SECONDS
 from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
 from kontti.errors import DeadlineExceeded
+from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
 from kontti.tasks.manager import TaskManager
+from kontti.transfer.parts import Parts
 
 T = TypeVar("T")
-CALL_SECONDS = 300.0
 LOAD_SECONDS = 30.0
 TTRPC_NAME = "engine.ttrpc"
 SOCKET_DIR = "/run/kontti/s"
 
 
-class Core:
-    """Opened at ``root`` and ``state``; raises FailedPrecondition where another owns the root."""
+class EmbeddedCore:
+    """engine.base.Core, opened at ``root`` and ``state``.
+
+    Raises FailedPrecondition where another owns the root.
+    """
+
+    runtime = "io.containerd.kontti.v1"
+    shared = False
 
     def __init__(self, root: str, state: str, owner: str) -> None:
         os.makedirs(state, mode=0o711, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            self.stores = Stores(StoreSettings(root=root, owner=owner))
-            stack.callback(self.stores.close)
+            self.opened = Stores(StoreSettings(root=root, owner=owner))
+            stack.callback(self.opened.close)
+            self.stores = self.opened.metadata
             # two owners of one state would bury each other's tasks
             stack.enter_context(RootLock(state, owner, "state"))
             self._loop = asyncio.new_event_loop()
@@ -41,7 +50,7 @@ class Core:
             thread.start()
             stack.callback(thread.join)
             stack.callback(self._loop.call_soon_threadsafe, self._loop.stop)
-            self._ttrpc = TtrpcServer(shim_events.handlers(self.stores.exchange))
+            self._ttrpc = TtrpcServer(shim_events.handlers(self.opened.exchange))
             self.tasks = self.wait_for(self._start(root, state), LOAD_SECONDS)
             stack.callback(lambda: self.wait_for(self._stop()))
             self._stack = stack.pop_all()
@@ -60,9 +69,8 @@ class Core:
             runtime=choice.binary,
             hide_unified=choice.hide_unified,
         )
-        stores = self.stores
-        records, checkpoints = stores.metadata.containers, stores.checkpoints()
-        tasks = TaskManager(settings, records, stores.exchange, checkpoints)
+        records, checkpoints = self.stores.containers, self.opened.checkpoints()
+        tasks = TaskManager(settings, records, self.opened.exchange, checkpoints)
         await tasks.load()
         await tasks.loaded()
         return tasks
@@ -84,6 +92,14 @@ class Core:
         except BaseException:
             future.cancel()
             raise
+
+    def transfer_parts(self) -> Parts:
+        """What pull, push, import and export work on."""
+        return self.opened.transfer_parts()
+
+    def collect(self, scope: Scope) -> None:
+        """What nothing in any namespace needs is off the disk after this."""
+        self.opened.gc.collect_and_wait()
 
     def close(self) -> None:
         """Let go of everything; containers go on."""

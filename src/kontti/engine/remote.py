@@ -1,0 +1,54 @@
+"""An engine's core in a daemon: its stores and tasks over the wire."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from kontti.client.client import FOREVER
+from kontti.client.stores import RemoteStores
+from kontti.client.tasks import Call, RemoteTasks, drive
+from kontti.engine.base import CALL_SECONDS
+from kontti.namespaces import Scope
+from kontti.transfer.parts import Parts
+from kontti.wire.protobuf import Message
+
+T = TypeVar("T")
+
+
+class RemoteCore:
+    """The daemon at ``address``; raises Unavailable where nobody listens."""
+
+    # every containerd has it
+    runtime = "io.containerd.runc.v2"
+    shared = True
+    opened = None
+
+    def __init__(self, address: str, scope: Scope) -> None:
+        self.stores = RemoteStores(address)
+        self.tasks = RemoteTasks()
+        self.stores.client(scope)
+
+    def transfer_parts(self) -> Parts:
+        """Layers are applied by the daemon."""
+        return Parts(self.stores, self.stores.applier)
+
+    def wait_for(self, work: Coroutine[Any, Any, T], timeout: float | None = CALL_SECONDS) -> T:
+        """Make the calls of ``work``, here and now."""
+        return drive(work, partial(self._call, FOREVER if timeout is None else timeout))
+
+    def _call(self, timeout: float, call: Call[Any]) -> Message:
+        client = self.stores.client(call.scope)
+        answer: Message = client.unary(call.method, call.request, call.response, timeout=timeout)
+        return answer
+
+    def collect(self, scope: Scope) -> None:
+        """The end of a lease is what a client can have the daemon collect after."""
+        leases = self.stores.leases(scope)
+        leases.delete(leases.create(secrets.token_hex(16)).id, sync=True)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.stores.close()
