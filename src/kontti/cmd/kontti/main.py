@@ -1,18 +1,18 @@
-"""``kontti``: containers from the command line, with no daemon."""
+"""``kontti``: containers from the command line, with a daemon or with none."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
+
+from kontti.cmd.kontti.grammar import parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, _SubParsersAction
+    import argparse
+    from collections.abc import Sequence
 
-    Commands = _SubParsersAction[ArgumentParser]
+DAEMON = "/run/containerd/containerd.sock"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,123 +39,8 @@ def dispatch(args: argparse.Namespace) -> int:
 
     module, name = args.function
     function = getattr(import_module(f"kontti.cmd.kontti.{module}"), name)
-    return int(function(Root(args.root, args.state, args.namespace), args))
-
-
-def parser() -> ArgumentParser:
-    """The command line's grammar."""
-    made = argparse.ArgumentParser(prog="kontti", description=__doc__, allow_abbrev=False)
-    root = os.environ.get("KONTTI_ROOT", "/var/lib/kontti")
-    state = os.environ.get("KONTTI_STATE", "/run/kontti")
-    made.add_argument("--root", default=root, help="what is kept (default %(default)s)")
-    made.add_argument("--state", default=state, help="what a reboot may lose (%(default)s)")
-    made.add_argument("-n", "--namespace", default="default", help="(default %(default)s)")
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
-    add_run(commands)
-    add_images(commands)
-    add_containers(commands)
-    return made
-
-
-def add(commands: Commands, name: str, where: tuple[str, str], help: str) -> ArgumentParser:
-    """A command, done by a function of a module here."""
-    made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    made.set_defaults(function=where)
-    return made
-
-
-def add_run(commands: Commands) -> None:
-    """``run`` and ``exec``."""
-    run = add(commands, "run", ("run", "run"), "run a command in a new container")
-    run.add_argument("-d", "--detach", action="store_true", help="in the background")
-    run.add_argument("--rm", action="store_true", help="remove the container at its end")
-    run.add_argument("--name", default="", help="the container's name (default: random)")
-    add_process_flags(run)
-    run.add_argument("-v", "--volume", action="append", default=[], help="SOURCE:TARGET[:ro]")
-    run.add_argument("--hostname", default="", help="(default: the container's name)")
-    run.add_argument("--network", default="none", choices=("none", "host"), help="(none)")
-    run.add_argument("--read-only", action="store_true", help="a root that cannot be written")
-    run.add_argument("--privileged", action="store_true", help="all of the host's devices")
-    run.add_argument("-m", "--memory", default="", help="limit of memory, such as 512m")
-    run.add_argument("--cpus", type=float, default=0, help="limit of processors, such as 1.5")
-    run.add_argument("--snapshotter", default="overlayfs", help="(default %(default)s)")
-    run.add_argument("--runtime", default="io.containerd.kontti.v1", help="(%(default)s)")
-    run.add_argument("image", metavar="IMAGE")
-    run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
-    run = add(commands, "exec", ("run", "exec_"), "run a command in a running container")
-    add_process_flags(run)
-    run.add_argument("container", metavar="CONTAINER")
-    run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
-
-
-def add_process_flags(command: ArgumentParser) -> None:
-    """What a process is given, whether a container's first or another."""
-    command.add_argument("-i", "--interactive", action="store_true", help="give it our stdin")
-    command.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
-    command.add_argument("-e", "--env", action="append", default=[], help="NAME=VALUE or NAME")
-    command.add_argument("-w", "--workdir", default="", help="its working directory")
-    command.add_argument("-u", "--user", default="", help="name or number[:group]")
-
-
-def add_images(commands: Commands) -> None:
-    """Commands on images."""
-    pull = add(commands, "pull", ("images", "pull"), "pull an image from its registry")
-    push = add(commands, "push", ("images", "push"), "push an image to its registry")
-    for command in (pull, push):
-        command.add_argument("--plain-http", action="store_true", help="allow HTTP without TLS")
-        command.add_argument("-u", "--user", default="", help="USER[:PASSWORD] for the registry")
-        command.add_argument("image", metavar="IMAGE")
-    push.add_argument("source", metavar="SOURCE", nargs="?", default="", help="(default: IMAGE)")
-    load = add(commands, "load", ("images", "load"), "store the images of an archive")
-    load.add_argument("-i", "--input", default="-", help="a file (default: stdin)")
-    images = add(commands, "images", ("images", "images"), "list images")
-    add_format(images)
-    rmi = add(commands, "rmi", ("images", "rmi"), "remove images")
-    rmi.add_argument("image", metavar="IMAGE", nargs="+")
-
-
-def add_containers(commands: Commands) -> None:
-    """Commands on containers that are there, and on kontti itself."""
-    ps = add(commands, "ps", ("containers", "ps"), "list containers")
-    ps.add_argument("-a", "--all", action="store_true", help="those that ended as well")
-    add_format(ps)
-    logs = add(commands, "logs", ("containers", "logs"), "print what a container wrote")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until its end")
-    logs.add_argument("--tail", type=int, default=None, help="only the last lines")
-    logs.add_argument("container", metavar="CONTAINER")
-    stop = on_containers(commands, "stop", "ask containers to end, then make them")
-    stop.add_argument("-t", "--time", type=float, default=10.0, help="seconds (%(default)s)")
-    kill = on_containers(commands, "kill", "send a signal to containers")
-    kill.add_argument("-s", "--signal", default="SIGKILL", help="(default %(default)s)")
-    rm = on_containers(commands, "rm", "remove containers")
-    rm.add_argument("-f", "--force", action="store_true", help="those that run as well")
-    on_containers(commands, "wait", "wait for containers and print their exit codes")
-    on_containers(commands, "inspect", "print all that is recorded of containers, as JSON")
-    add_format(add(commands, "version", ("containers", "version"), "print the version"))
-    doctor = add(commands, "doctor", ("doctor", "doctor"), "check all that is kept, and mend it")
-    doctor.add_argument("--repair", action="store_true", help="mend what can be mended")
-    doctor.add_argument("--quick", action="store_true", help="look, and do not read every byte")
-    doctor.add_argument("--rate", default="", help="most bytes to read in a second, such as 50m")
-    doctor.add_argument("--plain-http", action="store_true", help="allow HTTP without TLS")
-    add_format(doctor)
-    migrate = add(commands, "migrate", ("migrate", "migrate"), "take over a containerd root")
-    migrate.add_argument("--copy", action="store_true", help="copy blobs, from another file system")
-    add_format(migrate)
-    migrate.add_argument("source", metavar="ROOT", help="such as /var/lib/containerd; only read")
-    daemon = add(commands, "daemon", ("containers", "daemon"), "become the daemon")
-    daemon.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
-
-
-def on_containers(commands: Commands, name: str, help: str) -> ArgumentParser:
-    """A command that takes containers."""
-    made = add(commands, name, ("containers", name), help)
-    made.add_argument("container", metavar="CONTAINER", nargs="+")
-    return made
-
-
-def add_format(command: ArgumentParser) -> None:
-    """``--format``."""
-    command.add_argument("--format", choices=("table", "json"), default="table", help="(table)")
+    address = args.address or (DAEMON if args.daemon else "")
+    return int(function(Root(args.root, args.state, args.namespace, address), args))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The engine of a command: open while the command needs it, and no longer.
+"""The engine of a command: in the daemon that has the root, or in this process if none has.
 
-A root has one owner at a time, so a command that waits for a container lets go of it meanwhile:
-``kontti ps`` and ``kontti stop`` work while ``kontti run`` is in the foreground elsewhere.
+In this process it is open while the command needs it, and no longer: a root has one owner at a
+time, so a command that waits for a container lets go of it meanwhile. ``kontti ps`` and
+``kontti stop`` work while ``kontti run`` is in the foreground elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 from kontti.engine.engine import Engine
-from kontti.engine.lock import holder_of
+from kontti.engine.lock import daemon_of, holder_of
 from kontti.errors import FailedPrecondition
 
 PATIENCE_SECONDS = float(os.environ.get("KONTTI_PATIENCE", "15"))
@@ -21,10 +22,14 @@ RETRY_SECONDS = 0.02
 
 
 class Root:
-    """Engines on ``root``, from any thread; those that overlap in time are one."""
+    """Engines on ``root``, from any thread; those that overlap in time are one.
 
-    def __init__(self, root: str, state: str, namespace: str) -> None:
+    ``address`` is the daemon's to work in, "" for the one that has the root, if any.
+    """
+
+    def __init__(self, root: str, state: str, namespace: str, address: str = "") -> None:
         self.root, self.state, self.namespace = root, state, namespace
+        self._address = address
         self._lock = threading.Lock()
         self._users = 0
         self._engine: Engine | None = None
@@ -53,15 +58,16 @@ class Root:
     def _open(self) -> Engine:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
+            # once in a daemon always there: it may be away for a moment to be started again
+            self._address = self._address or daemon_of(self.root)
+            if self._address:
+                return Engine.connect(
+                    self._address, self.namespace, root=self.root, state=self.state
+                )
             try:
                 return Engine(self.root, self.state, self.namespace)
-            except FailedPrecondition as error:
-                holder = holder_of(self.root)
-                if holder.startswith("the daemon"):
-                    raise FailedPrecondition(
-                        f"{error.message}: use ctr with that daemon, or another --root"
-                    ) from None
-                # another command's: it lets go as soon as it can
-                if not holder or time.monotonic() > deadline:
+            except FailedPrecondition:
+                # another command lets go as soon as it can; a daemon that starts listens soon
+                if not holder_of(self.root) or time.monotonic() > deadline:
                     raise
             time.sleep(RETRY_SECONDS)

@@ -7,6 +7,7 @@ import contextlib
 import os
 
 from kontti.cmd.kontti.console import Session, foreground
+from kontti.cmd.kontti.output import show_json
 from kontti.cmd.kontti.root import Root
 from kontti.cmd.kontti.waiting import Name
 from kontti.engine.engine import Engine
@@ -34,6 +35,8 @@ def options_of(args: argparse.Namespace) -> Options:
         terminal=args.tty,
         snapshotter=args.snapshotter,
         runtime=args.runtime,
+        labels=labels_of(args.label),
+        restart=args.restart,
     )
 
 
@@ -60,6 +63,14 @@ def env_of(entries: list[str]) -> dict[str, str]:
     return found
 
 
+def labels_of(entries: list[str]) -> dict[str, str]:
+    """``name=value`` entries; a name alone has an empty value. Raises InvalidArgument."""
+    pairs = [entry.partition("=") for entry in entries]
+    if any(not name for name, _, _ in pairs):
+        raise InvalidArgument("a label has no name")
+    return {name: value for name, _, value in pairs}
+
+
 def run(root: Root, args: argparse.Namespace) -> int:
     """Make a container and run it, here or in the background."""
     chosen = options_of(args)
@@ -67,8 +78,10 @@ def run(root: Root, args: argparse.Namespace) -> int:
         if args.rm or args.tty or args.interactive:
             raise InvalidArgument("-d does not go with --rm, -i or -t")
         with root.engine() as engine:
-            print(engine.start(args.image, args.command, chosen).id)
+            report({"id": engine.start(args.image, args.command, chosen).id}, args.format)
         return 0
+    if args.restart not in ("", "no"):
+        raise InvalidArgument("--restart goes with -d")
 
     def begin(engine: Engine, stdio: Stdio) -> Name:
         return Name(engine.start(args.image, args.command, chosen, stdio=stdio).id)
@@ -81,18 +94,36 @@ def run(root: Root, args: argparse.Namespace) -> int:
     return foreground(root, session, terminal=args.tty, interactive=args.interactive)
 
 
+def report(row: dict[str, object], format: str) -> None:
+    """Print what was begun in the background."""
+    if format == "json":
+        show_json([row])
+    else:
+        print(row["id"])
+
+
 def exec_(root: Root, args: argparse.Namespace) -> int:
     """Run a command in a running container."""
     chosen = ExecOptions(env_of(args.env), args.workdir, args.user, args.tty)
+    if args.detach and (args.tty or args.interactive):
+        raise InvalidArgument("-d does not go with -i or -t")
 
     def begin(engine: Engine, stdio: Stdio) -> Name:
-        exec_id = engine.begin_exec(args.container, args.command, chosen, stdio=stdio)
+        id = engine.resolve(args.container)
+        exec_id = engine.begin_exec(id, args.command, chosen, stdio=stdio)
         try:
-            engine.processes.start(args.container, exec_id)
+            engine.processes.start(id, exec_id)
         except BaseException:
-            engine.processes.delete(args.container, exec_id)
+            engine.processes.delete(id, exec_id)
             raise
-        return Name(args.container, exec_id)
+        return Name(id, exec_id)
+
+    if args.detach:
+        with root.engine() as engine:
+            name = begin(engine, Stdio())
+        if args.format == "json":
+            show_json([{"id": name.id, "exec_id": name.exec_id}])
+        return 0
 
     def end(engine: Engine, name: Name) -> None:
         # the container's own end takes its processes along

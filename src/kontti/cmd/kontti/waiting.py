@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kontti.cmd.kontti.root import Root
+from kontti.cmd.kontti.root import PATIENCE_SECONDS, Root
 from kontti.engine.engine import Engine
-from kontti.errors import DeadlineExceeded
+from kontti.errors import DeadlineExceeded, Unavailable
 from kontti.tasks.base import Status
 
 # a process that ends at once costs one opening of the engine, not two
 HOLD_SECONDS = 1.0
 REPORT_SECONDS = 30.0
+AWAY_SECONDS = 0.1
 ENDED = (Status.STOPPED, Status.UNKNOWN)
 
 
@@ -64,13 +66,37 @@ def attend(root: Root, job: Job, timeout: float | None = None) -> int:
     with contextlib.ExitStack() as stack:
         with root.engine() as engine:
             name = job.begin(engine)
-            fd = stack.enter_context(watched(engine, name))
-            if fd is None or ended(fd, hold):
+            fd = None if engine.shared else stack.enter_context(watched(engine, name))
+            if not engine.shared and (fd is None or ended(fd, hold)):
                 return finish(engine, job, name)
-        if not ended(fd, None if timeout is None else timeout - hold):
+        if fd is None:
+            until_ended(root, name, timeout)
+        elif not ended(fd, None if timeout is None else timeout - hold):
             raise DeadlineExceeded(f"container {name.id} did not end in {timeout:g} seconds")
     with root.engine() as engine:
         return finish(engine, job, name)
+
+
+def until_ended(root: Root, name: Name, timeout: float | None) -> None:
+    """Have the daemon wait; one that goes away may come back, and still knows the container.
+
+    Raises DeadlineExceeded, Unavailable.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    away_since: float | None = None
+    while True:
+        left = None if deadline is None else max(0.01, deadline - time.monotonic())
+        try:
+            with root.engine() as engine:
+                away_since = None
+                engine.processes.wait(name.id, name.exec_id, left)
+                return
+        except Unavailable:
+            now = time.monotonic()
+            away_since = away_since or now
+            if now - away_since > PATIENCE_SECONDS:
+                raise
+        time.sleep(AWAY_SECONDS)
 
 
 def finish(engine: Engine, job: Job, name: Name) -> int:
