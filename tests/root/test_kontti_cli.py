@@ -9,81 +9,29 @@ import pty
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kontti import Engine
-from tests.support import daemons, images
-from tests.support.shims import short_folder
+from tests.support import images
+from tests.support.kontti_cli import BACKENDS, IMAGE, KONTTI, Cli, check_nothing_left, cli
 
 pytestmark = pytest.mark.root
-KONTTI = str(Path(sys.executable).with_name("kontti"))
-IMAGE = "docker.io/library/busybox:test"
 OBEDIENT = ["sh", "-c", "trap 'echo bye; exit 9' TERM; echo up; while true; do sleep 0.05; done"]
 
 
-class Cli:
-    """kontti on a root of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.argv = [
-            *(KONTTI, "--root", str(folder / "root")),
-            *("--state", str(folder / "state")),
-        ]
-
-    def __call__(
-        self, *args: str, input: str = "", code: int = 0, timeout: float = 30
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*self.argv, *args],
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert done.returncode == code, (args, done.stdout, done.stderr)
-        return done
-
-    def begin(self, *args: str) -> subprocess.Popen[bytes]:
-        """A command that goes on."""
-        return subprocess.Popen([*self.argv, *args], stdout=subprocess.PIPE)
-
-    def status(self, id: str) -> str:
-        return next((c["status"] for c in self.list() if c["id"] == id), "")
-
-    def list(self) -> list[dict[str, str]]:
-        return list(json.loads(self("ps", "-a", "--format", "json").stdout))
-
-    def until_running(self, id: str) -> None:
-        deadline = time.monotonic() + 20
-        while self.status(id) != "running":
-            assert time.monotonic() < deadline, f"{id} does not run"
-
-
-@pytest.fixture(scope="module")
-def kontti() -> Iterator[Cli]:
-    with short_folder() as folder:
-        cli = Cli(folder)
-        archive = folder / "busybox.tar"
-        archive.write_bytes(images.archive(images.build(), IMAGE))
-        assert IMAGE in cli("load", "-i", str(archive)).stdout
-        yield cli
+@pytest.fixture(scope="module", params=BACKENDS)
+def kontti(request: pytest.FixtureRequest) -> Iterator[Cli]:
+    with cli(request.param) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(kontti: Cli) -> Iterator[None]:
     yield
-    left = [c["id"] for c in kontti.list()]
-    for id in left:
-        kontti("rm", "-f", id)
-    assert left == []
-    assert os.listdir(kontti.folder / "state" / "fifo") == []
+    check_nothing_left(kontti)
 
 
 def test_run_passes_streams_and_exit_code(kontti: Cli) -> None:
@@ -218,15 +166,6 @@ def test_unknown_flag_is_a_usage_error(kontti: Cli) -> None:
 
 def test_version(kontti: Cli) -> None:
     assert json.loads(kontti("version", "--format", "json").stdout)["version"]
-
-
-def test_a_daemons_root_is_not_touched(kontti: Cli) -> None:
-    with short_folder() as base, daemons.running("kontti", base) as daemon:
-        argv = [KONTTI, "--root", str(daemon.root), "--state", str(daemon.state), "ps"]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 1
-    assert f"in use by the daemon at {daemon.address} (pid {daemon.pid})" in done.stderr
-    assert "use ctr with that daemon" in done.stderr
 
 
 def test_another_programs_engine_is_named(kontti: Cli) -> None:

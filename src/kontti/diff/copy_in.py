@@ -148,18 +148,14 @@ class _Copy:
             make(base)
             return
         except FileExistsError:
-            there = os.stat(base, dir_fd=inside, follow_symlinks=False)
-        if stat.S_ISDIR(there.st_mode):
-            raise InvalidArgument(f"{shown(base)} is there and is a directory")
+            mount_point = _is_to_be_kept(inside, base)
         beside = b".kontti-" + secrets.token_hex(8).encode()
         try:
             make(beside)
-            try:
-                os.rename(beside, base, src_dir_fd=inside, dst_dir_fd=inside)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
+            if mount_point:
                 _overwrite(inside, beside, base)
+            else:
+                os.rename(beside, base, src_dir_fd=inside, dst_dir_fd=inside)
         finally:
             # two names of one file are left as they are by rename(2)
             with contextlib.suppress(FileNotFoundError):
@@ -234,6 +230,26 @@ class _Copy:
         os.chown(name, entry.uid, entry.gid, dir_fd=inside, follow_symlinks=False)
         time = bounded_time(entry.mtime)
         os.utime(name, ns=(time, time), dir_fd=inside, follow_symlinks=False)
+
+
+def _is_to_be_kept(inside: int, base: bytes) -> bool:
+    """Whether a mount is what is there; raises InvalidArgument for a directory.
+
+    A rename would succeed, and unmount it: it is in another mount namespace than ours.
+    """
+    fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise InvalidArgument(f"{shown(base)} is there and is a directory")
+        return _mount_of(fd) != _mount_of(inside)
+    finally:
+        os.close(fd)
+
+
+def _mount_of(fd: int) -> str:
+    """The number of the mount an open file is in (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        return next(line for line in file if line.startswith("mnt_id:"))
 
 
 def _overwrite(inside: int, source: bytes, target: bytes) -> None:

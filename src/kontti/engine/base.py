@@ -9,7 +9,10 @@ from kontti.metadata.base import Containers
 from kontti.namespaces import Scope
 from kontti.tasks.base import Tasks
 from kontti.transfer.base import Stores
-from kontti.transfer.parts import Parts
+
+if TYPE_CHECKING:
+    # quick commands transfer nothing
+    from kontti.transfer.parts import Parts
 
 if TYPE_CHECKING:
     from kontti.engine.stores import Stores as OpenStores

@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Coroutine
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kontti.engine.base import CALL_SECONDS
 from kontti.engine.lock import RootLock
@@ -19,7 +19,9 @@ from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
 from kontti.tasks.manager import TaskManager
-from kontti.transfer.parts import Parts
+
+if TYPE_CHECKING:
+    from kontti.transfer.parts import Parts
 
 T = TypeVar("T")
 LOAD_SECONDS = 30.0

@@ -171,9 +171,9 @@ class _End:
         except FileNotFoundError:
             raise NotFound(self.shown) from None
         except PermissionError as error:
-            raise PermissionDenied(f"{self.shown}: {error.strerror}") from None
+            raise PermissionDenied(f"{self.shown}: {os.strerror(error.errno or 0)}") from None
         except OSError as error:
-            raise InvalidArgument(f"{self.shown}: {error.strerror or error}") from None
+            raise InvalidArgument(f"{self.shown}: {os.strerror(error.errno or 0)}") from None
 
 
 def _copy(source: _End, target: _End, keep: Keep, *, follow: bool, through_links: bool) -> Copied:

@@ -75,7 +75,7 @@ def resolve(containers: Containers, name: str) -> str:
 def matcher(filters: Iterable[str]) -> Callable[[ContainerInfo], bool]:
     """Whether a container passes ``status=``, ``name=`` and ``label=name[=value]``.
 
-    Of one kind any is enough; of each kind there must be one. Raises InvalidArgument.
+    Any of the states and of the names is enough; labels are all wanted. Raises InvalidArgument.
     """
     wanted: dict[str, list[str]] = {}
     for text in filters:
@@ -87,10 +87,11 @@ def matcher(filters: Iterable[str]) -> Callable[[ContainerInfo], bool]:
         wanted.setdefault(kind, []).append(value)
 
     def passes(container: ContainerInfo) -> bool:
-        return all(
-            any(_TESTS[kind](container, value) for value in values)
+        found = {
+            kind: [_TESTS[kind](container, value) for value in values]
             for kind, values in wanted.items()
-        )
+        }
+        return all(all(f) if kind == "label" else any(f) for kind, f in found.items())
 
     return passes
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kontti.client.client import FOREVER
 from kontti.client.stores import RemoteStores
 from kontti.client.tasks import Call, RemoteTasks, drive
 from kontti.engine.base import CALL_SECONDS
 from kontti.namespaces import Scope
-from kontti.transfer.parts import Parts
 from kontti.wire.protobuf import Message
+
+if TYPE_CHECKING:
+    from kontti.transfer.parts import Parts
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ class RemoteCore:
 
     def transfer_parts(self) -> Parts:
         """Layers are applied by the daemon."""
+        from kontti.transfer.parts import Parts
+
         return Parts(self.stores, self.stores.applier)
 
     def wait_for(self, work: Coroutine[Any, Any, T], timeout: float | None = CALL_SECONDS) -> T:

@@ -7,14 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from kontti.content.base import Store as ContentStore
 from kontti.content.local import LocalStore
-from kontti.diff.applier import LayerApplier
 from kontti.diff.base import Applier, Comparer
-from kontti.diff.chain import Differ, FirstApplier, FirstComparer
-from kontti.diff.differ import WalkingDiffer
 from kontti.diff.workers import Workers
 from kontti.engine.lock import RootLock
 from kontti.errors import Error, Unimplemented
@@ -31,7 +29,10 @@ from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.native import NativeSnapshotter
 from kontti.snapshots.overlay import OverlaySnapshotter
 from kontti.tasks.checkpoints import ContentCheckpoints
-from kontti.transfer.parts import Parts
+
+if TYPE_CHECKING:
+    from kontti.diff.chain import Differ
+    from kontti.transfer.parts import Parts
 
 log = logging.getLogger(__name__)
 CONTENT_DIR = "io.containerd.content.v1.content"
@@ -108,8 +109,6 @@ class Stores:
             stack.callback(self.metadata.close)
             self.workers = Workers(warm=settings.warm_workers)
             stack.callback(self.workers.close)
-            # one for all transfers: it is what keeps two from doing the same work
-            self._parts = Parts(self.metadata, self.applier)
             self.backup = Backup(self.metadata, f"{database}.backup")
             stack.callback(self.backup.keep)
             self.gc = Scheduler(self._collect, settings.gc)
@@ -168,12 +167,19 @@ class Stores:
 
     def applier(self, scope: Scope) -> Applier:
         """Applies layers of the scope's content."""
+        # what moves layers is loaded when the first is moved: most commands move none
+        from kontti.diff.applier import LayerApplier
+        from kontti.diff.chain import FirstApplier
+
         ours = LayerApplier(self.metadata.content(scope), self.workers)
         differs = [differ(scope) if differ else ours for differ in self.settings.differs]
         return differs[0] if len(differs) == 1 else FirstApplier(differs)
 
     def comparer(self, scope: Scope) -> Comparer:
         """Makes layers in the scope's content."""
+        from kontti.diff.chain import FirstComparer
+        from kontti.diff.differ import WalkingDiffer
+
         ours = WalkingDiffer(self.metadata.content(scope), self.workers)
         differs = [differ(scope) if differ else ours for differ in self.settings.differs]
         return differs[0] if len(differs) == 1 else FirstComparer(differs)
@@ -185,6 +191,13 @@ class Stores:
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""
         return self._parts
+
+    @cached_property
+    def _parts(self) -> Parts:
+        # one for all transfers: it is what keeps two from doing the same work
+        from kontti.transfer.parts import Parts
+
+        return Parts(self.metadata, self.applier)
 
     def close(self) -> None:
         """Close everything; the root is free for another owner after it."""
