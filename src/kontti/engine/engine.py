@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from kontti.engine import lookup
+from kontti.engine.image_calls import ImageCalls
 from kontti.engine.life import Life, stop_signal
 from kontti.engine.logs import Logs, tail_offset
 from kontti.engine.processes import Processes
@@ -19,7 +20,6 @@ from kontti.engine.stdio import Streams
 from kontti.engine.values import (
     ContainerInfo,
     ExecOptions,
-    ImageInfo,
     Options,
     ProcessUsage,
     Result,
@@ -33,19 +33,14 @@ from kontti.tasks.base import Stdio
 from kontti.values import Mount
 
 if TYPE_CHECKING:
-    from kontti.doctor.base import Finding
-    from kontti.doctor.checkup import Tell as TellFinding
     from kontti.engine.base import Core
     from kontti.engine.files import Files
-    from kontti.engine.stores import Stores
-    from kontti.migrate.adopt import Outcome, Tell
-    from kontti.transfer.progress import OnProgress
 
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
 FOLLOW_SECONDS = 0.1
 
 
-class Engine:
+class Engine(ImageCalls):
     """Images and containers below ``root``; ``state`` holds what a reboot may lose.
 
     One process owns a root at a time: FailedPrecondition names the one that has it. Containers in
@@ -61,10 +56,10 @@ class Engine:
         *,
         core: Core | None = None,
     ) -> None:
-        self._scope = Scope.of(namespace)
+        scope = Scope.of(namespace)
+        super().__init__(core or _embedded(root, state), scope)
         self._fifos = os.path.join(state, "fifo")
-        self._logs = Logs(root, self._scope)
-        self._core = core or _embedded(root, state)
+        self._logs = Logs(root, scope)
         self.processes = Processes(self._core, self._scope)
         self._life = Life(self._core, self._scope, self._logs, self.processes)
 
@@ -100,115 +95,6 @@ class Engine:
         tb: TracebackType | None,
     ) -> None:
         self.close()
-
-    def pull(
-        self,
-        name: str,
-        *,
-        plain_http: bool = False,
-        user: str = "",
-        password: str = "",
-        progress: OnProgress | None = None,
-    ) -> ImageInfo:
-        """Pull ``name`` (docker's short names too) and unpack it. Plain HTTP only if asked for."""
-        from kontti.engine import images
-
-        given = (user, password)
-        found = images.fetch(
-            self._core, self._scope, name, given, plain_http=plain_http, progress=progress
-        )
-        return images.info(self._core, self._scope, found)
-
-    def push(
-        self,
-        name: str,
-        source: str = "",
-        *,
-        plain_http: bool = False,
-        user: str = "",
-        password: str = "",
-        progress: OnProgress | None = None,
-    ) -> None:
-        """Push image ``source`` (default: the one of that name) to its registry as ``name``."""
-        from kontti.engine import images
-
-        target, given = (
-            images.find(self._core, self._scope, source or name).target,
-            (user, password),
-        )
-        images.send(
-            self._core, self._scope, name, target, given, plain_http=plain_http, progress=progress
-        )
-
-    def import_image(
-        self, source: str | BinaryIO, *, progress: OnProgress | None = None
-    ) -> list[ImageInfo]:
-        """Store the images of an archive (OCI layout or ``docker save``), a path or open file."""
-        from kontti.engine import images
-
-        if isinstance(source, str):
-            with open(source, "rb") as file:
-                return self.import_image(file, progress=progress)
-        found = images.store(self._core, self._scope, source, progress)
-        return [images.info(self._core, self._scope, image) for image in found]
-
-    def migrate(self, root: str, *, copy: bool = False, tell: Tell) -> tuple[Outcome, ...]:
-        """Take over a containerd root's images and stopped containers, of all namespaces."""
-        from kontti.engine.migration import migrate
-
-        return migrate(self._own("migrate"), root, copy=copy, tell=tell)
-
-    def doctor(
-        self,
-        *,
-        repair: bool = False,
-        deep: bool = True,
-        rate: int = 0,
-        plain_http: bool = False,
-        tell: TellFinding = lambda _: None,
-    ) -> tuple[Finding, ...]:
-        """Check every blob, snapshot and record, in all namespaces; what is not as it should be.
-
-        ``deep`` reads every byte, at most ``rate`` of them a second (0: as fast as it can).
-        ``repair`` puts damaged blobs aside and fetches them again, unpacks damaged layers again
-        and removes what nothing names.
-        """
-        from kontti.engine.checkup import examine
-        from kontti.engine.registries import open_session
-        from kontti.registry.resolver import Resolver
-
-        stores = self._own("doctor")
-        with open_session(plain_http=plain_http) as session:
-            resolver = Resolver(session) if repair else None
-            return examine(stores, resolver, deep=deep, rate=rate, tell=tell)
-
-    def _own(self, what: str) -> Stores:
-        """The stores themselves; raises FailedPrecondition where a daemon has them."""
-        if self._core.opened is None:
-            raise FailedPrecondition(f"{what} needs the root itself, which a daemon has: stop it")
-        return self._core.opened
-
-    def images(self) -> list[ImageInfo]:
-        """Every stored image, by name."""
-        from kontti.engine import images
-
-        found = self._core.stores.images(self._scope).list()
-        return [images.info(self._core, self._scope, image) for image in found]
-
-    def inspect_image(self, name: str) -> dict[str, object]:
-        """All that is recorded of an image, its configuration and layers included."""
-        from kontti.engine import images
-
-        found = images.find(self._core, self._scope, name)
-        return images.details(self._core, self._scope, found)
-
-    def remove_image(self, name: str) -> None:
-        """Remove an image's name; what nothing else needs is collected before this returns."""
-        from kontti.engine import images
-
-        found = images.find(self._core, self._scope, name)
-        self._core.stores.images(self._scope).delete(found.name)
-        self._core.collect(self._scope)
 
     def run(
         self,
