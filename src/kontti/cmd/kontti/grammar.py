@@ -55,7 +55,7 @@ def add_run(commands: Commands) -> None:
     run.add_argument("--cpus", type=float, default=0, help="limit of processors, such as 1.5")
     run.add_argument("--snapshotter", default="overlayfs", help="(default %(default)s)")
     run.add_argument("--runtime", default="", help="(default: the built-in one)")
-    run.add_argument("-l", "--label", action="append", default=[], help="NAME[=VALUE]")
+    run.add_argument("-l", "--label", action="append", default=[], help="NAME=VALUE")
     run.add_argument("--restart", default="", help="always, unless-stopped, on-failure[:MOST], no")
     add_format(run)
     run.add_argument("image", metavar="IMAGE")

@@ -64,10 +64,11 @@ def env_of(entries: list[str]) -> dict[str, str]:
 
 
 def labels_of(entries: list[str]) -> dict[str, str]:
-    """``name=value`` entries; a name alone has an empty value. Raises InvalidArgument."""
+    """``name=value`` entries; raises InvalidArgument. containerd keeps no label without a value."""
     pairs = [entry.partition("=") for entry in entries]
-    if any(not name for name, _, _ in pairs):
-        raise InvalidArgument("a label has no name")
+    for name, _, value in pairs:
+        if not name or not value:
+            raise InvalidArgument(f"label {f'{name}={value}'!r:.60} is not NAME=VALUE")
     return {name: value for name, _, value in pairs}
 
 
