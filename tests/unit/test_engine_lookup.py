@@ -11,11 +11,12 @@ from kontti.engine.values import ContainerInfo
 from kontti.errors import InvalidArgument, NotFound, Unimplemented
 from kontti.metadata.base import Container
 from kontti.namespaces import Scope
-from kontti.tasks.base import Metric, Status
+from kontti.tasks.base import CreateOptions, Metric, Status
 from kontti.values import AnyValue
 from kontti.wire.messages.cgroups.v1 import metrics as v1
 from kontti.wire.messages.cgroups.v2 import metrics as v2
 from kontti.wire.messages.services.tasks.v1 import tasks as api
+from kontti.wire.messages.types.descriptor import Descriptor as WireDescriptor
 from kontti.wire.messages.types.task.task import Process
 from kontti.wire.protobuf import Message
 
@@ -127,5 +128,22 @@ def test_tasks_are_driven_call_by_call() -> None:
 
     assert drive(both(), perform) == 5
     assert [call.method.rpartition("/")[2] for call in calls] == ["Get", "Kill", "Get"]
-    with pytest.raises(Unimplemented):
-        drive(RemoteTasks().checkpoint(SCOPE, "c", "/x"), perform)
+
+
+def test_checkpoints_by_descriptor_and_by_directory() -> None:
+    blob = WireDescriptor(media_type="m", digest="sha256:" + "a" * 64, size=3)
+    calls: list[Message] = []
+
+    def perform(call: Call[Message]) -> Message:
+        calls.append(call.request)
+        if call.method.endswith("Create"):
+            return api.CreateTaskResponse(pid=4)
+        return api.CheckpointTaskResponse(descriptors=[blob])
+
+    (made,) = drive(RemoteTasks().checkpoint(SCOPE, "c"), perform)
+    assert (made.digest, made.size) == (blob.digest, 3)
+    for options in (CreateOptions(checkpoint=made), CreateOptions(restore_path="/d")):
+        assert drive(RemoteTasks().create(SCOPE, "c", options), perform) == 4
+    asked = [request.checkpoint for request in calls[1:]]  # type: ignore[attr-defined]
+    assert asked[0].digest == blob.digest
+    assert asked[1].annotations == {"RestoreFromPath": "/d"}
