@@ -56,6 +56,21 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What containers of a group share. ``sandboxer`` names the controller that runs it."""
+
+    id: str
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    runtime: str = ""
+    runtime_options: AnyValue | None = None
+    spec: AnyValue | None = None
+    sandboxer: str = ""
+    created_at: int = 0
+    updated_at: int = 0
+    extensions: Mapping[str, AnyValue] = field(default_factory=lambda: EMPTY_ANY)
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """Keeps resources from collection. Expiry is the label containerd.io/gc.expire (RFC 3339)."""
 
@@ -96,6 +111,16 @@ class Containers(Protocol):
     def delete(self, id: str) -> None: ...
 
 
+class Sandboxes(Protocol):
+    """Sandboxes by id."""
+
+    def get(self, id: str) -> Sandbox: ...
+    def list(self, filters: Sequence[str] = ()) -> Sequence[Sandbox]: ...
+    def create(self, sandbox: Sandbox) -> Sandbox: ...
+    def update(self, sandbox: Sandbox, paths: Sequence[str] = ()) -> Sandbox: ...
+    def delete(self, id: str) -> None: ...
+
+
 class Leases(Protocol):
     """Leases by id."""
 
@@ -130,6 +155,7 @@ class Metadata(Protocol):
 
     def images(self, scope: Scope) -> Images: ...
     def containers(self, scope: Scope) -> Containers: ...
+    def sandboxes(self, scope: Scope) -> Sandboxes: ...
     def content(self, scope: Scope) -> ContentStore: ...
     def snapshots(self, scope: Scope, snapshotter: str) -> Snapshotter:
         """Raises InvalidArgument for a snapshotter that is not loaded."""

@@ -91,6 +91,8 @@ def find(connection: sqlite3.Connection, writers: Container[object] = ()) -> Gar
     ):
         held = [Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{key}")] if key else []
         graph.add(Node(Type.CONTAINER, namespace, id), load(labels), held, root=True)
+    for namespace, id, labels in connection.execute("SELECT namespace, id, labels FROM sandboxes"):
+        graph.add(Node(Type.SANDBOX, namespace, id), load(labels), root=True)
     blobs = connection.execute("SELECT namespace, digest, labels FROM blobs").fetchall()
     for namespace, digest, labels in blobs:
         graph.add(Node(Type.CONTENT, namespace, digest), load(labels), root=False)

@@ -40,6 +40,7 @@ class Type(enum.IntEnum):
     CONTAINER = 4
     INGEST = 5
     LEASE = 6
+    SANDBOX = 7
 
 
 class Node(NamedTuple):

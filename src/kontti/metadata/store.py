@@ -18,6 +18,7 @@ from kontti.metadata.database import Database
 from kontti.metadata.images import ImageStore
 from kontti.metadata.leases import LeaseStore
 from kontti.metadata.namespaces import NamespaceStore
+from kontti.metadata.sandboxes import SandboxStore
 from kontti.metadata.snapshots import NamespacedSnapshotter
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
@@ -120,6 +121,10 @@ class MetadataStore:
     def containers(self, scope: Scope) -> ContainerStore:
         """Containers of the scope's namespace."""
         return ContainerStore(self._backing, scope)
+
+    def sandboxes(self, scope: Scope) -> SandboxStore:
+        """Sandboxes of the scope's namespace."""
+        return SandboxStore(self._backing, scope)
 
     def content(self, scope: Scope) -> NamespacedContent:
         """Content as the scope sees it."""
