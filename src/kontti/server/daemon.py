@@ -11,19 +11,24 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kontti.engine.checkup import after_crash
 from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
-from kontti.errors import Error
+from kontti.errors import Error, NotFound
+from kontti.metadata.base import Metadata
+from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
 from kontti.runtime.warm import GroupWarmer
+from kontti.sandboxes.base import Controller
+from kontti.sandboxes.shim import ShimController
 from kontti.server.listen import GrpcListener, prepare_socket
 from kontti.server.plugins import RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
@@ -98,16 +103,19 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         stack.callback(GroupWarmer(stores.exchange).close)
         tasks = await start_tasks(settings, stores)
         stack.push_async_callback(tasks.close)
+        sandboxes = ShimController(settings.runtime, tasks.shims, tasks, stores.exchange)
+        stack.push_async_callback(sandboxes.close)
         ttrpc = TtrpcServer(shim_events.handlers(stores.exchange))
         prepare_socket(settings.ttrpc.address)
         await ttrpc.start(settings.ttrpc.address, settings.ttrpc.uid, settings.ttrpc.gid)
         stack.push_async_callback(ttrpc.stop)
         # events of running shims are heard before the first of them is asked anything
+        await sandboxes.load()
         await tasks.load()
         if f"{RESTART}.restart" not in settings.disabled_plugins:
             monitor = Monitor(stores.metadata, tasks, stores.exchange, settings.restart_seconds)
             stack.push_async_callback(monitor.close)
-        backends = make_backends(settings, stores, tasks)
+        backends = make_backends(settings, stores, tasks, {"shim": sandboxes})
         grpc = GrpcListener(
             all_handlers(backends, Bridge(executor)),
             max_receive=settings.max_receive,
@@ -141,6 +149,7 @@ async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
     runtime = replace(settings.runtime, runtime=choice.binary, hide_unified=choice.hide_unified)
     records, checkpoints = stores.metadata.containers, stores.checkpoints()
     tasks = TaskManager(runtime, records, stores.exchange, checkpoints)
+    tasks.shims.sandboxes.recorded = partial(is_sandbox, stores.metadata)
     await tasks.shims.zygote.start()
     return tasks
 
@@ -150,7 +159,12 @@ def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     return [*plugin_rows(stores.failures, settings.disabled_plugins), *settings.proxies]
 
 
-def make_backends(settings: DaemonSettings, stores: Stores, tasks: TaskManager) -> Backends:
+def make_backends(
+    settings: DaemonSettings,
+    stores: Stores,
+    tasks: TaskManager,
+    sandboxers: Mapping[str, Controller],
+) -> Backends:
     """What the services adapt."""
 
     def plugins() -> Sequence[Plugin]:
@@ -163,9 +177,19 @@ def make_backends(settings: DaemonSettings, stores: Stores, tasks: TaskManager) 
         applier=stores.applier,
         comparer=stores.comparer,
         tasks=tasks,
+        sandboxers=sandboxers,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
     )
+
+
+def is_sandbox(metadata: Metadata, namespace: str, id: str) -> bool:
+    """Whether there is a record of a sandbox."""
+    try:
+        metadata.sandboxes(Scope.of(namespace)).get(id)
+    except NotFound:
+        return False
+    return True
 
 
 def server_uuid(root: str) -> str:

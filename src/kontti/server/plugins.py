@@ -21,6 +21,8 @@ RUNTIME = "io.containerd.runtime.v2"
 SHIM = "io.containerd.shim.v1"
 SERVICE = "io.containerd.service.v1"
 RESTART = "io.containerd.monitor.container.v1"
+SANDBOX_STORE = "io.containerd.sandbox.store.v1"
+SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
 GRPC = "io.containerd.grpc.v1"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
@@ -59,6 +61,8 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(DIFFER, "walking", (METADATA,), host=True),
     Plugin(SHIM, "manager", (EVENT, METADATA)),
     Plugin(RUNTIME, "task", (SHIM,), host=True),
+    Plugin(SANDBOX_STORE, "local", (METADATA,)),
+    Plugin(SANDBOX_CONTROLLER, "shim", (SHIM, EVENT)),
     Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),
@@ -71,6 +75,8 @@ BUILTINS: tuple[Plugin, ...] = (
     *(Plugin(GRPC, name, (SERVICE,)) for name in _OVER_A_SERVICE),
     Plugin(GRPC, "events", (EVENT,)),
     Plugin(GRPC, "leases", (LEASE,)),
+    Plugin(GRPC, "sandbox-controllers", (SANDBOX_CONTROLLER, EVENT)),
+    Plugin(GRPC, "sandboxes", (SANDBOX_STORE,)),
     Plugin(GRPC, "healthcheck"),
     Plugin(GRPC, "version"),
 )

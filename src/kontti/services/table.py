@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from kontti.diff.base import Applier, Comparer
 from kontti.events.base import Exchange
 from kontti.metadata.base import Metadata
 from kontti.namespaces import Scope
+from kontti.sandboxes.base import Controller
 from kontti.services.containers import ContainersService
 from kontti.services.content import ContentService
 from kontti.services.diff import DiffService
@@ -37,6 +38,7 @@ from kontti.services.introspection import IntrospectionService, PluginRow, Serve
 from kontti.services.leases import LeasesService
 from kontti.services.namespaces import NamespacesService
 from kontti.services.rpc import Bridge, handlers
+from kontti.services.sandboxes import SandboxControllerService, SandboxStoreService
 from kontti.services.snapshots import SnapshotsService
 from kontti.services.tasks import TasksService
 from kontti.services.version import HealthService, VersionService
@@ -53,6 +55,7 @@ class Backends:
     applier: Callable[[Scope], Applier]
     comparer: Callable[[Scope], Comparer]
     tasks: Tasks
+    sandboxers: Mapping[str, Controller]
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
 
@@ -78,8 +81,12 @@ def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpc
         (leases_pb2, "Leases", LeasesService(metadata, bridge, backends.collect)),
         (mounts_pb2, "Mounts", NotBuilt()),
         (namespace_pb2, "Namespaces", NamespacesService(metadata.namespaces, bridge)),
-        (sandbox_pb2, "Store", NotBuilt()),
-        (sandbox_pb2, "Controller", NotBuilt()),
+        (sandbox_pb2, "Store", SandboxStoreService(metadata, bridge)),
+        (
+            sandbox_pb2,
+            "Controller",
+            SandboxControllerService(backends.sandboxers, metadata, bridge),
+        ),
         (snapshots_pb2, "Snapshots", SnapshotsService(metadata, bridge)),
         (streaming_pb2, "Streaming", NotBuilt()),
         (tasks_pb2, "Tasks", TasksService(backends.tasks)),

@@ -54,7 +54,7 @@ class Lifecycle:
         self.table = table
         self._publisher = publisher
         self.shims = ShimManager(settings)
-        self.shims.on_lost = self._lost
+        self.shims.on_lost.append(self._lost)
         self._loads: set[asyncio.Task[None]] = set()
         self._work: set[asyncio.Task[object]] = set()
 
@@ -286,7 +286,7 @@ class Lifecycle:
 
     async def close(self) -> None:
         """Let go of every shim; tasks go on. What has begun is given some time to finish."""
-        self.shims.on_lost = lambda _shim, _namespace: None
+        self.shims.on_lost.clear()
         for loading in list(self._loads):
             loading.cancel()
         if self._work:
