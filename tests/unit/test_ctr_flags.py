@@ -56,6 +56,9 @@ ORIGINAL = {
     "containers delete": "keep-snapshot",
     "containers info": "spec",
     "namespaces remove": "cgroup",
+    "sandboxes run": "runtime",
+    "sandboxes list": "filters",
+    "sandboxes remove": "force",
 }
 
 
