@@ -6,14 +6,14 @@ Acknowledged is durable: a method that returns has its transaction synced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kontti.content.base import Store as ContentStore
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
-from kontti.values import EMPTY, AnyValue, Descriptor, Resource
+from kontti.values import EMPTY, AnyValue, Descriptor, Held, Resource
 
 EMPTY_ANY: Mapping[str, AnyValue] = {}
 
@@ -141,6 +141,18 @@ class Collected:
     leases: int = 0
     images: int = 0
     seconds: float = 0.0
+
+
+class Collector(Protocol):
+    """Keeps what is collected together with the records that refer to it; from any thread."""
+
+    def held(self) -> Sequence[Held]:
+        """All there is; what is not finished yet is left out."""
+        ...
+
+    def collect(self, garbage: Iterable[Held]) -> None:
+        """Take away what nothing refers to; a failure is left to the next collection."""
+        ...
 
 
 class Metadata(Protocol):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from kontti.metadata.backing import Backing, now
-from kontti.metadata.base import Collected
+from kontti.metadata.base import Collected, Collector
 from kontti.metadata.database import load
 from kontti.metadata.gc import Graph, Node, Type
 from kontti.metadata.leases import CONTENT, INGESTS, SNAPSHOTS
@@ -21,7 +22,7 @@ from kontti.metadata.sweep import (
     remove_orphans,
     remove_snapshots,
 )
-from kontti.values import Digest
+from kontti.values import Digest, Held
 from kontti.wire.messages.events.content import ContentDelete
 from kontti.wire.messages.events.image import ImageDelete
 from kontti.wire.messages.events.snapshot import SnapshotRemove
@@ -36,9 +37,11 @@ class Garbage:
     images: list[tuple[str, str]] = field(default_factory=list)
     leases: list[tuple[str, str]] = field(default_factory=list)
     ingests: list[tuple[str, str, str]] = field(default_factory=list)
+    held: dict[Type, list[Held]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return any((self.blobs, self.snapshots, self.images, self.leases, self.ingests))
+        found = (self.blobs, self.snapshots, self.images, self.leases, self.ingests, self.held)
+        return any(found)
 
 
 def collect(backing: Backing) -> Collected:
@@ -68,19 +71,24 @@ def mark(backing: Backing) -> Garbage:
     database = backing.database
     generation = database.generation
     with database.read() as connection:
-        garbage = find(connection, backing.writers)
+        garbage = find(connection, backing.writers, backing.collectors)
     if not garbage:
         return garbage
     with database.write() as connection:
         if database.generation != generation:
-            garbage = find(connection, backing.writers)
+            garbage = find(connection, backing.writers, backing.collectors)
         delete_rows(connection, garbage)
     return garbage
 
 
-def find(connection: sqlite3.Connection, writers: Container[object] = ()) -> Garbage:
+def find(
+    connection: sqlite3.Connection,
+    writers: Container[object] = (),
+    collectors: Mapping[Type, Collector] = MappingProxyType({}),
+) -> Garbage:
     """Mark, and list what was not reached. The ingests in ``writers`` are being written."""
     graph = Graph(now())
+    others = add_held(graph, collectors)
     for namespace, name, digest, labels in connection.execute(
         "SELECT namespace, name, digest, labels FROM images"
     ):
@@ -104,7 +112,7 @@ def find(connection: sqlite3.Connection, writers: Container[object] = ()) -> Gar
         graph.add(node, load(labels), root=False)
         if parent:
             graph.add_parent(node, Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{parent}"))
-    add_leases(connection, graph)
+    add_leases(connection, graph, others)
     live = graph.reachable()
     return Garbage(
         blobs=[(n, d) for n, d, _ in blobs if Node(Type.CONTENT, n, d) not in live],
@@ -115,13 +123,37 @@ def find(connection: sqlite3.Connection, writers: Container[object] = ()) -> Gar
         ],
         images=[(n.namespace, n.key) for n in graph.expired - live if n.type is Type.IMAGE],
         leases=[(n.namespace, n.key) for n in graph.expired if n.type is Type.LEASE],
+        held=dead_held(others, live),
         ingests=[i for i in dead_ingests(connection, graph.now, live) if i[:2] not in writers],
     )
 
 
-def add_leases(connection: sqlite3.Connection, graph: Graph) -> None:
+def add_held(graph: Graph, collectors: Mapping[Type, Collector]) -> dict[Node, Held]:
+    """What the collectors keep, by node."""
+    found = {}
+    for type, collector in collectors.items():
+        for held in collector.held():
+            node = Node(type, held.namespace, held.key)
+            graph.add(node, held.labels, root=held.root)
+            found[node] = held
+    return found
+
+
+def dead_held(held: Mapping[Node, Held], live: set[Node]) -> dict[Type, list[Held]]:
+    """Those that were not reached, by their collector's type."""
+    dead: dict[Type, list[Held]] = {}
+    for node, one in held.items():
+        if node not in live:
+            dead.setdefault(node.type, []).append(one)
+    return dead
+
+
+def add_leases(connection: sqlite3.Connection, graph: Graph, others: Mapping[Node, Held]) -> None:
     """Every lease with what it holds."""
     held: dict[tuple[str, str], list[Node]] = {}
+    for node, other in others.items():
+        if other.lease:
+            held.setdefault((node.namespace, other.lease), []).append(node)
     for namespace, lease, type, id in connection.execute(
         "SELECT namespace, lease, type, id FROM lease_resources"
     ):
@@ -184,5 +216,8 @@ def sweep(backing: Backing, garbage: Garbage) -> None:
     remove_blobs(backing, (Digest(digest) for _, digest in garbage.blobs))
     for namespace, digest in garbage.blobs:
         publish(namespace, "/content/delete", ContentDelete(digest=digest))
+    for type, held in garbage.held.items():
+        collector = backing.collectors[type]
+        attempt(backing, f"{type.name.lower()}s", partial(collector.collect, held))
     for _, _, ref in garbage.ingests:
         attempt(backing, f"ingest {ref}", partial(abort_ingest, backing, ref))

@@ -10,11 +10,12 @@ from kontti.content.base import Store as ContentStore
 from kontti.errors import InvalidArgument
 from kontti.events.base import Publisher
 from kontti.metadata.backing import BackendNames, Backing
-from kontti.metadata.base import Collected
+from kontti.metadata.base import Collected, Collector
 from kontti.metadata.collect import collect
 from kontti.metadata.containers import ContainerStore
 from kontti.metadata.content import NamespacedContent
 from kontti.metadata.database import Database
+from kontti.metadata.gc import Type
 from kontti.metadata.images import ImageStore
 from kontti.metadata.leases import LeaseStore
 from kontti.metadata.namespaces import NamespaceStore
@@ -141,6 +142,10 @@ class MetadataStore:
     def collect(self) -> Collected:
         """Mark and sweep now."""
         return collect(self._backing)
+
+    def collect_with(self, type: Type, collector: Collector) -> None:
+        """Have ``collector`` collect what it keeps with every collection from now on."""
+        self._backing.collectors[type] = collector
 
     def on_mutation(self, listener: Callable[[bool], None]) -> None:
         """Have ``listener`` told of each change, with whether it may have made garbage."""

@@ -21,6 +21,7 @@ from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
 from kontti.errors import Error, NotFound
 from kontti.metadata.base import Metadata
+from kontti.metadata.gc import Type
 from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
@@ -34,6 +35,7 @@ from kontti.server.plugins import RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_handlers
+from kontti.streaming.manager import StreamManager
 from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
 
@@ -115,7 +117,11 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         if f"{RESTART}.restart" not in settings.disabled_plugins:
             monitor = Monitor(stores.metadata, tasks, stores.exchange, settings.restart_seconds)
             stack.push_async_callback(monitor.close)
-        backends = make_backends(settings, stores, tasks, {"shim": sandboxes})
+        streams = StreamManager(asyncio.get_running_loop())
+        stores.metadata.collect_with(Type.STREAM, streams)
+        backends = make_backends(
+            settings, stores, tasks, sandboxers={"shim": sandboxes}, streams=streams
+        )
         grpc = GrpcListener(
             all_handlers(backends, Bridge(executor)),
             max_receive=settings.max_receive,
@@ -163,7 +169,9 @@ def make_backends(
     settings: DaemonSettings,
     stores: Stores,
     tasks: TaskManager,
+    *,
     sandboxers: Mapping[str, Controller],
+    streams: StreamManager,
 ) -> Backends:
     """What the services adapt."""
 
@@ -178,6 +186,7 @@ def make_backends(
         comparer=stores.comparer,
         tasks=tasks,
         sandboxers=sandboxers,
+        streams=streams,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
     )

@@ -23,6 +23,7 @@ SERVICE = "io.containerd.service.v1"
 RESTART = "io.containerd.monitor.container.v1"
 SANDBOX_STORE = "io.containerd.sandbox.store.v1"
 SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
+STREAMING = "io.containerd.streaming.v1"
 GRPC = "io.containerd.grpc.v1"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
@@ -63,6 +64,7 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(RUNTIME, "task", (SHIM,), host=True),
     Plugin(SANDBOX_STORE, "local", (METADATA,)),
     Plugin(SANDBOX_CONTROLLER, "shim", (SHIM, EVENT)),
+    Plugin(STREAMING, "manager", (METADATA,)),
     Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),
@@ -77,6 +79,7 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(GRPC, "leases", (LEASE,)),
     Plugin(GRPC, "sandbox-controllers", (SANDBOX_CONTROLLER, EVENT)),
     Plugin(GRPC, "sandboxes", (SANDBOX_STORE,)),
+    Plugin(GRPC, "streaming", (STREAMING,)),
     Plugin(GRPC, "healthcheck"),
     Plugin(GRPC, "version"),
 )

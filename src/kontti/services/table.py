@@ -40,8 +40,10 @@ from kontti.services.namespaces import NamespacesService
 from kontti.services.rpc import Bridge, handlers
 from kontti.services.sandboxes import SandboxControllerService, SandboxStoreService
 from kontti.services.snapshots import SnapshotsService
+from kontti.services.streaming import StreamingService
 from kontti.services.tasks import TasksService
 from kontti.services.version import HealthService, VersionService
+from kontti.streaming.manager import StreamManager
 from kontti.tasks.base import Tasks
 
 
@@ -56,6 +58,7 @@ class Backends:
     comparer: Callable[[Scope], Comparer]
     tasks: Tasks
     sandboxers: Mapping[str, Controller]
+    streams: StreamManager
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
 
@@ -88,7 +91,7 @@ def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpc
             SandboxControllerService(backends.sandboxers, metadata, bridge),
         ),
         (snapshots_pb2, "Snapshots", SnapshotsService(metadata, bridge)),
-        (streaming_pb2, "Streaming", NotBuilt()),
+        (streaming_pb2, "Streaming", StreamingService(backends.streams)),
         (tasks_pb2, "Tasks", TasksService(backends.tasks)),
         (transfer_pb2, "Transfer", NotBuilt()),
         (version_pb2, "Version", VersionService()),
