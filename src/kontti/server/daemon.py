@@ -22,6 +22,8 @@ from kontti.engine.stores import Stores, StoreSettings
 from kontti.errors import Error, NotFound
 from kontti.metadata.base import Metadata
 from kontti.metadata.gc import Type
+from kontti.mounts.base import Mounts
+from kontti.mounts.manager import MountManager
 from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
@@ -103,6 +105,9 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
         stack.callback(GroupWarmer(stores.exchange).close)
+        mounts = await asyncio.to_thread(MountManager, settings.stores.root, settings.runtime.state)
+        stack.push_async_callback(asyncio.to_thread, mounts.close)
+        stores.metadata.collect_with(Type.MOUNT, mounts)
         tasks = await start_tasks(settings, stores)
         stack.push_async_callback(tasks.close)
         sandboxes = ShimController(settings.runtime, tasks.shims, tasks, stores.exchange)
@@ -120,7 +125,12 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         streams = StreamManager(asyncio.get_running_loop())
         stores.metadata.collect_with(Type.STREAM, streams)
         backends = make_backends(
-            settings, stores, tasks, sandboxers={"shim": sandboxes}, streams=streams
+            settings,
+            stores,
+            tasks,
+            sandboxers={"shim": sandboxes},
+            streams=streams,
+            mounts=mounts,
         )
         grpc = GrpcListener(
             all_handlers(backends, Bridge(executor)),
@@ -172,6 +182,7 @@ def make_backends(
     *,
     sandboxers: Mapping[str, Controller],
     streams: StreamManager,
+    mounts: Mounts,
 ) -> Backends:
     """What the services adapt."""
 
@@ -187,6 +198,7 @@ def make_backends(
         tasks=tasks,
         sandboxers=sandboxers,
         streams=streams,
+        mounts=mounts,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
     )

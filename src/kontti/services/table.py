@@ -27,6 +27,7 @@ from kontti.api.services.version.v1 import version_pb2
 from kontti.diff.base import Applier, Comparer
 from kontti.events.base import Exchange
 from kontti.metadata.base import Metadata
+from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
 from kontti.sandboxes.base import Controller
 from kontti.services.containers import ContainersService
@@ -36,6 +37,7 @@ from kontti.services.events import EventsService
 from kontti.services.images import ImagesService
 from kontti.services.introspection import IntrospectionService, PluginRow, ServerInfo
 from kontti.services.leases import LeasesService
+from kontti.services.mounts import MountsService
 from kontti.services.namespaces import NamespacesService
 from kontti.services.rpc import Bridge, handlers
 from kontti.services.sandboxes import SandboxControllerService, SandboxStoreService
@@ -59,6 +61,7 @@ class Backends:
     tasks: Tasks
     sandboxers: Mapping[str, Controller]
     streams: StreamManager
+    mounts: Mounts
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
 
@@ -82,7 +85,7 @@ def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpc
             IntrospectionService(backends.server, backends.plugins),
         ),
         (leases_pb2, "Leases", LeasesService(metadata, bridge, backends.collect)),
-        (mounts_pb2, "Mounts", NotBuilt()),
+        (mounts_pb2, "Mounts", MountsService(backends.mounts, bridge)),
         (namespace_pb2, "Namespaces", NamespacesService(metadata.namespaces, bridge)),
         (sandbox_pb2, "Store", SandboxStoreService(metadata, bridge)),
         (
