@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from kontti.namespaces import Scope
 from kontti.values import Mount
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.mounts.v1 import mounts as api
+from kontti.wire.messages.services.tasks.v1 import tasks
 from kontti.wire.messages.types import mount as types
 from tests.support import daemons
 from tests.support.host import Host, host
@@ -39,6 +41,7 @@ from tests.support.shims import short_folder
 pytestmark = pytest.mark.root
 SCOPE = Scope("default")
 MOUNTS = "containerd.services.mounts.v1.Mounts/"
+TASKS = "containerd.services.tasks.v1.Tasks/"
 TEMPORARY = ActivateOptions(temporary=True)
 
 
@@ -193,7 +196,7 @@ def test_dmverity_is_refused(base: Path, manager: MountManager) -> None:
     with pytest.raises(Unimplemented, match="dm-verity"):
         manager.activate(SCOPE, "one", [Mount("erofs", image, ("X-containerd.dmverity=/x",))])
     assert targets(base) == []
-    assert ErofsHandler().unmount(str(base / "none")) is None
+    ErofsHandler().unmount(str(base / "none"))
 
 
 def test_an_image_is_made_mounted_and_put_under_an_overlay(
@@ -365,9 +368,21 @@ def test_devices_are_taken_by_many_at_once(base: Path) -> None:
     assert backing(base) == []
 
 
+def test_the_option_loop_has_a_device_for_the_mount(base: Path) -> None:
+    with mounted((Mount("ext4", ext4(base), ("loop", "ro")),)) as path:
+        assert os.path.isdir(os.path.join(path, "lost+found"))
+        assert len(backing(base)) == 1
+    assert backing(base) == []
+    broken = base / "broken"
+    broken.write_bytes(bytes(1 << 20))
+    with pytest.raises(OSError, match="mount"), mounted((Mount("ext4", str(broken), ("loop",)),)):
+        pass
+    assert backing(base) == []
+
+
 @pytest.fixture
 def here() -> Iterator[Host]:
-    with host(image=False) as made:
+    with host() as made:
         yield made
 
 
@@ -441,3 +456,64 @@ def test_over_grpc_and_a_killed_daemon(here: Host) -> None:
     assert here.stop() == 0
     assert daemons.mounts(here.base) == []
     assert backing(here.base) == []
+
+
+def test_a_task_on_a_file_system_in_an_image(here: Host) -> None:
+    """The mounts live as long as the task, for a shim that was there before them as well."""
+    remote = Remote(here)
+    tree = here.base / "tree"
+    for name in ("bin", "dev", "proc"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", tree / "bin" / "sh")
+    image = here.base / "image.erofs"
+    subprocess.run(["mkfs.erofs", "--quiet", image, tree], check=True, capture_output=True)
+    config = here.base / "pod.json"
+    config.write_text("{}")
+    here.out("sandboxes", "run", str(config), "pod")
+    for id, sandbox in (("one", ""), ("two", "pod")):
+        made = create_task(here, id, sandbox, str(image))
+        assert remote.names() == [id]
+        info = remote.info(id)
+        assert info is not None
+        assert info.labels == {"containerd.io/gc.bref.container": id}
+        assert made > 0
+        with contextlib.closing(Client(here.address, namespace=here.namespace)) as client:
+            client.unary(TASKS + "Start", tasks.StartRequest(container_id=id), tasks.StartResponse)
+        here.until(id, "STOPPED")
+        assert (here.base / "root" / id / "fs" / "written").exists()
+        here.out("tasks", "rm", id)
+        assert remote.names() == []
+        here.out("containers", "rm", id)
+    here.out("sandboxes", "rm", "pod")
+    assert backing(here.base) == []
+
+
+def create_task(here: Host, id: str, sandbox: str, image: str) -> int:
+    """A container without a snapshot, and its task on an overlay of an EROFS image."""
+    folder = here.base / "root" / id
+    spec = {
+        "ociVersion": "1.0.2",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", "echo > /written"],
+                    "cwd": "/", "env": ["PATH=/bin"]},
+        "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+    }  # fmt: skip
+    (here.base / "spec.json").write_text(json.dumps(spec))
+    flags = ["--sandbox", sandbox] if sandbox else []
+    here.out("containers", "create", *flags, "--config", str(here.base / "spec.json"), id)
+    options = [
+        f"X-containerd.mkdir.path={folder}:0755",
+        f"X-containerd.mkdir.path={folder}/fs:0755",
+        f"X-containerd.mkdir.path={folder}/work:0711",
+        "lowerdir={{ mount 0 }}",
+        f"upperdir={folder}/fs",
+        f"workdir={folder}/work",
+    ]
+    rootfs = [
+        types.Mount(type="erofs", source=image, options=["ro"]),
+        types.Mount(type="format/mkdir/overlay", source="overlay", options=options),
+    ]
+    with contextlib.closing(Client(here.address, namespace=here.namespace)) as client:
+        request = tasks.CreateTaskRequest(container_id=id, rootfs=rootfs)
+        return client.unary(TASKS + "Create", request, tasks.CreateTaskResponse).pid

@@ -28,7 +28,7 @@ class ActiveMount:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What was mounted for a name, and what is left for the system to mount."""
+    """What was mounted for a name, and what is left for the system to mount: a bind at least."""
 
     name: str
     active: tuple[ActiveMount, ...] = ()

@@ -53,6 +53,11 @@ class MountManager:
         self._locks = NamedLocks()
         self._mutex = threading.Lock()
         self._active: dict[tuple[str, str], Record] = {}
+        try:
+            # before there is any shim: what comes later is seen by those alone that see this
+            share(folder)
+        except OSError as error:
+            log.warning("mounts will not be seen by shims that have mounts of their own: %s", error)
         numbers = self._records.numbers()
         self._numbers = itertools.count(max(numbers, default=0) + 1)
         self._load(numbers)
@@ -105,14 +110,14 @@ class MountManager:
     def _perform(
         self, number: int, name: str, wanted: Plan, options: ActivateOptions
     ) -> Activation:
-        share(self._records.path)
         active: list[ActiveMount] = []
         count = len(wanted.active)
         for index, step in enumerate(wanted.active):
             target = os.path.join(self._records.folder(number), str(count - index))
             active.append(self._make(step, target, active))
         system = [self._prepared(step, active) for step in wanted.system]
-        if options.temporary and active:
+        if active and not system and wanted.active[-1].handler != "loop":
+            # all is mounted: this is the way to it
             system.append(Mount("bind", active[-1].mount_point, ("rbind",)))
         return Activation(name, tuple(active), tuple(system), dict(options.labels))
 

@@ -108,7 +108,7 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         mounts = await asyncio.to_thread(MountManager, settings.stores.root, settings.runtime.state)
         stack.push_async_callback(asyncio.to_thread, mounts.close)
         stores.metadata.collect_with(Type.MOUNT, mounts)
-        tasks = await start_tasks(settings, stores)
+        tasks = await start_tasks(settings, stores, mounts)
         stack.push_async_callback(tasks.close)
         sandboxes = ShimController(settings.runtime, tasks.shims, tasks, stores.exchange)
         stack.push_async_callback(sandboxes.close)
@@ -159,12 +159,12 @@ def look_after_crash(stores: Stores) -> None:
         log.info("looked through what is kept: %d findings", len(found))
 
 
-async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
+async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) -> TaskManager:
     """The task manager, its zygote warm."""
     choice = await asyncio.to_thread(choose, settings.runtime.state)
     runtime = replace(settings.runtime, runtime=choice.binary, hide_unified=choice.hide_unified)
     records, checkpoints = stores.metadata.containers, stores.checkpoints()
-    tasks = TaskManager(runtime, records, stores.exchange, checkpoints)
+    tasks = TaskManager(runtime, records, stores.exchange, checkpoints, mounts=mounts)
     tasks.shims.sandboxes.recorded = partial(is_sandbox, stores.metadata)
     await tasks.shims.zygote.start()
     return tasks

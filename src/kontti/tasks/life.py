@@ -19,6 +19,7 @@ from kontti.errors import DeadlineExceeded, Error, FailedPrecondition, NotFound,
 from kontti.events.base import Publisher
 from kontti.linux import fs
 from kontti.metadata.base import Container
+from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
 from kontti.runtime.bundle import Bundle
 from kontti.runtime.manager import KILLED, RuntimeSettings, ShimManager
@@ -26,6 +27,7 @@ from kontti.runtime.shim import Shim
 from kontti.tasks import convert
 from kontti.tasks.base import CreateOptions, Exit, Status
 from kontti.tasks.checkpoints import Checkpoints
+from kontti.tasks.rootfs import RootFilesystems
 from kontti.tasks.table import Phase, Task, TaskTable
 from kontti.values import AnyValue, Descriptor
 from kontti.wire.messages.events.task import TaskDelete, TaskExit
@@ -48,9 +50,12 @@ class Lifecycle:
         table: TaskTable,
         publisher: Publisher,
         checkpoints: Checkpoints | None = None,
+        *,
+        mounts: Mounts | None = None,
     ) -> None:
         self._checkpoints = checkpoints
         self.settings = settings
+        self._rootfs = RootFilesystems(mounts)
         self.table = table
         self._publisher = publisher
         self.shims = ShimManager(settings)
@@ -70,8 +75,10 @@ class Lifecycle:
 
     async def _create(self, task: Task, container: Container, options: CreateOptions) -> int:
         try:
+            options = await self._rootfs.prepare(task.bundle, options)
             shim = await self.shims.start(task.bundle, convert.start(container, options))
         except BaseException:
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
             raise
         try:
@@ -145,6 +152,7 @@ class Lifecycle:
         try:
             await self.shims.clean(task.bundle, shim)
         finally:
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
 
     async def _abandon(self, task: Task, work: asyncio.Task[int]) -> None:
@@ -167,6 +175,7 @@ class Lifecycle:
             task.exit = convert.exit_of(task.bundle.id, ended)
             if not task.exit.exited_at:
                 task.exit = replace(task.exit, exited_at=time.time_ns())
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
 
     async def delete(self, task: Task, shim: Shim) -> Exit:
@@ -206,6 +215,7 @@ class Lifecycle:
         try:
             await self.shims.stop(shim, task.bundle)
         finally:
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
 
     async def load(self) -> None:

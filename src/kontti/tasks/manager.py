@@ -13,6 +13,7 @@ from kontti.errors import Error, InvalidArgument, NotFound, Unavailable
 from kontti.events.base import Publisher
 from kontti.filters import field_adaptor, parse_all
 from kontti.metadata.base import Container, Containers
+from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
 from kontti.runtime.manager import RuntimeSettings, ShimManager
 from kontti.tasks import convert
@@ -41,6 +42,7 @@ class TaskManager:
     """tasks.base.Tasks. Lives on one event loop; ``containers`` gives a scope's records.
 
     Without ``checkpoints`` a task's state can be written to a directory alone.
+    ``mounts`` makes what the system cannot of root file systems.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class TaskManager:
         containers: Callable[[Scope], Containers],
         publisher: Publisher,
         checkpoints: Checkpoints | None = None,
+        *,
+        mounts: Mounts | None = None,
     ) -> None:
         self._settings = settings
         self._containers = containers
         self._table = TaskTable()
-        self._life = Lifecycle(settings, self._table, publisher, checkpoints)
+        self._life = Lifecycle(settings, self._table, publisher, checkpoints, mounts=mounts)
 
     @property
     def shims(self) -> ShimManager:
