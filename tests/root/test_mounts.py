@@ -458,6 +458,22 @@ def test_over_grpc_and_a_killed_daemon(here: Host) -> None:
     assert backing(here.base) == []
 
 
+def test_ctr_mounts_a_snapshot_in_the_daemon(here: Host) -> None:
+    here.out("snapshots", "prepare", "one")
+    for _ in range(2):
+        line = here.out("snapshots", "mounts", "--temp", "/target", "one")
+        words = line.split()
+        assert (words[:3], words[4:]) == (["mount", "-t", "bind"], ["/target", "-o", "rbind"])
+        assert words[3].startswith(str(here.base / "state"))
+    assert Remote(here).names() == ["ctrone"]
+    assert str(here.base / "root") in here.out("snapshots", "mounts", "/target", "one")
+    here.out("snapshots", "rm", "one")
+    # a lease that goes has the garbage collected
+    here.out("leases", "create", "--id", "l")
+    here.out("leases", "rm", "--sync", "l")
+    assert Remote(here).names() == []
+
+
 def test_a_task_on_a_file_system_in_an_image(here: Host) -> None:
     """The mounts live as long as the task, for a shim that was there before them as well."""
     remote = Remote(here)

@@ -52,6 +52,7 @@ ORIGINAL = {
     "images tag": "force",
     "content ingest": "expected-size expected-digest",
     "leases create": "id expires",
+    "snapshots mounts": "temp",
     "snapshots prepare": "target mounts",
     "containers delete": "keep-snapshot",
     "containers info": "spec",
