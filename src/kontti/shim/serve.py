@@ -71,7 +71,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     services: dict[str, Handler] = dict.fromkeys(SERVICES, service.handle)
 
     def sandbox(method: str, payload: bytes, answer: Answer) -> None:
-        # few shims are a sandbox: what that takes is loaded by those alone
+        # loaded already where a zygote forked us; of others, few are a sandbox
         from kontti.shim.sandbox import SandboxService
 
         services[SANDBOX] = SandboxService(loop, service, shutdown).handle
