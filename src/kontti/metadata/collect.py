@@ -89,18 +89,7 @@ def find(
     """Mark, and list what was not reached. The ingests in ``writers`` are being written."""
     graph = Graph(now())
     others = add_held(graph, collectors)
-    for namespace, name, digest, labels in connection.execute(
-        "SELECT namespace, name, digest, labels FROM images"
-    ):
-        target = Node(Type.CONTENT, namespace, digest)
-        graph.add(Node(Type.IMAGE, namespace, name), load(labels), [target], root=True)
-    for namespace, id, snapshotter, key, labels in connection.execute(
-        "SELECT namespace, id, snapshotter, snapshot_key, labels FROM containers"
-    ):
-        held = [Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{key}")] if key else []
-        graph.add(Node(Type.CONTAINER, namespace, id), load(labels), held, root=True)
-    for namespace, id, labels in connection.execute("SELECT namespace, id, labels FROM sandboxes"):
-        graph.add(Node(Type.SANDBOX, namespace, id), load(labels), root=True)
+    add_roots(connection, graph)
     blobs = connection.execute("SELECT namespace, digest, labels FROM blobs").fetchall()
     for namespace, digest, labels in blobs:
         graph.add(Node(Type.CONTENT, namespace, digest), load(labels), root=False)
@@ -126,6 +115,22 @@ def find(
         held=dead_held(others, live),
         ingests=[i for i in dead_ingests(connection, graph.now, live) if i[:2] not in writers],
     )
+
+
+def add_roots(connection: sqlite3.Connection, graph: Graph) -> None:
+    """Records that nobody needs to refer to."""
+    for namespace, name, digest, labels in connection.execute(
+        "SELECT namespace, name, digest, labels FROM images"
+    ):
+        target = Node(Type.CONTENT, namespace, digest)
+        graph.add(Node(Type.IMAGE, namespace, name), load(labels), [target], root=True)
+    for namespace, id, snapshotter, key, labels in connection.execute(
+        "SELECT namespace, id, snapshotter, snapshot_key, labels FROM containers"
+    ):
+        held = [Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{key}")] if key else []
+        graph.add(Node(Type.CONTAINER, namespace, id), load(labels), held, root=True)
+    for namespace, id, labels in connection.execute("SELECT namespace, id, labels FROM sandboxes"):
+        graph.add(Node(Type.SANDBOX, namespace, id), load(labels), root=True)
 
 
 def add_held(graph: Graph, collectors: Mapping[Type, Collector]) -> dict[Node, Held]:

@@ -96,18 +96,15 @@ async def serve(settings: DaemonSettings) -> None:
 async def running(settings: DaemonSettings) -> AsyncIterator[None]:
     """The daemon, up inside the block."""
     async with contextlib.AsyncExitStack() as stack:
-        stores = await asyncio.to_thread(Stores, settings.stores)
-        stack.push_async_callback(asyncio.to_thread, stores.close)
-        # two daemons on one state directory would bury each other's tasks
-        stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
-        rows = all_rows(settings, stores)
-        check_required(rows, settings.required_plugins)
+        stores = await open_stores(settings, stack)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
         stack.callback(GroupWarmer(stores.exchange).close)
         mounts = await asyncio.to_thread(MountManager, settings.stores.root, settings.runtime.state)
         stack.push_async_callback(asyncio.to_thread, mounts.close)
+        streams = StreamManager(asyncio.get_running_loop())
         stores.metadata.collect_with(Type.MOUNT, mounts)
+        stores.metadata.collect_with(Type.STREAM, streams)
         tasks = await start_tasks(settings, stores, mounts)
         stack.push_async_callback(tasks.close)
         sandboxes = ShimController(settings.runtime, tasks.shims, tasks, stores.exchange)
@@ -122,16 +119,8 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         if f"{RESTART}.restart" not in settings.disabled_plugins:
             monitor = Monitor(stores.metadata, tasks, stores.exchange, settings.restart_seconds)
             stack.push_async_callback(monitor.close)
-        streams = StreamManager(asyncio.get_running_loop())
-        stores.metadata.collect_with(Type.STREAM, streams)
-        backends = make_backends(
-            settings,
-            stores,
-            tasks,
-            sandboxers={"shim": sandboxes},
-            streams=streams,
-            mounts=mounts,
-        )
+        parts = Parts(stores, tasks, {"shim": sandboxes}, streams, mounts)
+        backends = make_backends(settings, parts)
         grpc = GrpcListener(
             all_handlers(backends, Bridge(executor)),
             max_receive=settings.max_receive,
@@ -159,6 +148,16 @@ def look_after_crash(stores: Stores) -> None:
         log.info("looked through what is kept: %d findings", len(found))
 
 
+async def open_stores(settings: DaemonSettings, stack: contextlib.AsyncExitStack) -> Stores:
+    """The stores, ours alone; raises Error where a plugin that is required is not there."""
+    stores = await asyncio.to_thread(Stores, settings.stores)
+    stack.push_async_callback(asyncio.to_thread, stores.close)
+    # two daemons on one state directory would bury each other's tasks
+    stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
+    check_required(all_rows(settings, stores), settings.required_plugins)
+    return stores
+
+
 async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) -> TaskManager:
     """The task manager, its zygote warm."""
     choice = await asyncio.to_thread(choose, settings.runtime.state)
@@ -175,30 +174,33 @@ def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     return [*plugin_rows(stores.failures, settings.disabled_plugins), *settings.proxies]
 
 
-def make_backends(
-    settings: DaemonSettings,
-    stores: Stores,
-    tasks: TaskManager,
-    *,
-    sandboxers: Mapping[str, Controller],
-    streams: StreamManager,
-    mounts: Mounts,
-) -> Backends:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a daemon is made of."""
+
+    stores: Stores
+    tasks: TaskManager
+    sandboxers: Mapping[str, Controller]
+    streams: StreamManager
+    mounts: Mounts
+
+
+def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
     """What the services adapt."""
 
     def plugins() -> Sequence[Plugin]:
-        return all_rows(settings, stores)
+        return all_rows(settings, parts.stores)
 
     return Backends(
-        metadata=stores.metadata,
-        collect=stores.gc.collect_and_wait,
-        exchange=stores.exchange,
-        applier=stores.applier,
-        comparer=stores.comparer,
-        tasks=tasks,
-        sandboxers=sandboxers,
-        streams=streams,
-        mounts=mounts,
+        metadata=parts.stores.metadata,
+        collect=parts.stores.gc.collect_and_wait,
+        exchange=parts.stores.exchange,
+        applier=parts.stores.applier,
+        comparer=parts.stores.comparer,
+        tasks=parts.tasks,
+        sandboxers=parts.sandboxers,
+        streams=parts.streams,
+        mounts=parts.mounts,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
     )
