@@ -20,6 +20,7 @@ from kontti.engine.checkup import after_crash
 from kontti.engine.lock import RootLock
 from kontti.engine.stores import Stores, StoreSettings
 from kontti.errors import Error, NotFound
+from kontti.events.base import Exchange
 from kontti.metadata.base import Metadata
 from kontti.metadata.gc import Type
 from kontti.mounts.base import Mounts
@@ -109,10 +110,7 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         stack.push_async_callback(tasks.close)
         sandboxes = ShimController(settings.runtime, tasks.shims, tasks, stores.exchange)
         stack.push_async_callback(sandboxes.close)
-        ttrpc = TtrpcServer(shim_events.handlers(stores.exchange))
-        prepare_socket(settings.ttrpc.address)
-        await ttrpc.start(settings.ttrpc.address, settings.ttrpc.uid, settings.ttrpc.gid)
-        stack.push_async_callback(ttrpc.stop)
+        stack.push_async_callback((await hear_shims(settings.ttrpc, stores.exchange)).stop)
         # events of running shims are heard before the first of them is asked anything
         await sandboxes.load()
         await tasks.load()
@@ -135,6 +133,14 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
             "serving grpc on %s and ttrpc on %s", settings.grpc.address, settings.ttrpc.address
         )
         yield
+
+
+async def hear_shims(listen: Listen, exchange: Exchange) -> TtrpcServer:
+    """The server of shims' events."""
+    ttrpc = TtrpcServer(shim_events.handlers(exchange))
+    prepare_socket(listen.address)
+    await ttrpc.start(listen.address, listen.uid, listen.gid)
+    return ttrpc
 
 
 def look_after_crash(stores: Stores) -> None:
