@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from kontti.tasks.restart import Monitor
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
+SWITCH_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class DaemonSettings:
 async def serve(settings: DaemonSettings) -> None:
     """Run until SIGTERM or SIGINT. Raises Error where it cannot start."""
     began = time.monotonic()
+    # who waits for another thread's Python waits this long at the most
+    sys.setswitchinterval(SWITCH_SECONDS)
     # not for who we start: an OCI runtime would wait for its container to notify
     notify_address = os.environ.pop("NOTIFY_SOCKET", "")
     stopped = asyncio.Event()
