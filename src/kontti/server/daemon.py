@@ -38,7 +38,7 @@ from kontti.server.listen import GrpcListener, prepare_socket
 from kontti.server.plugins import RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
-from kontti.services.table import Backends, all_handlers
+from kontti.services.table import Backends, all_methods
 from kontti.streaming.manager import StreamManager
 from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
@@ -124,7 +124,7 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         parts = Parts(stores, tasks, {"shim": sandboxes}, streams, mounts)
         backends = make_backends(settings, parts)
         grpc = GrpcListener(
-            all_handlers(backends, Bridge(executor)),
+            all_methods(backends, Bridge(executor)),
             max_receive=settings.max_receive,
             max_send=settings.max_send,
         )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import grpc
 
 from kontti.api.health.v1 import health_pb2
 from kontti.api.services.containers.v1 import containers_pb2
@@ -39,7 +37,7 @@ from kontti.services.introspection import IntrospectionService, PluginRow, Serve
 from kontti.services.leases import LeasesService
 from kontti.services.mounts import MountsService
 from kontti.services.namespaces import NamespacesService
-from kontti.services.rpc import Bridge, handlers
+from kontti.services.rpc import Bridge, Method, methods
 from kontti.services.sandboxes import SandboxControllerService, SandboxStoreService
 from kontti.services.snapshots import SnapshotsService
 from kontti.services.streaming import StreamingService
@@ -70,8 +68,8 @@ class NotBuilt:
     """An adapter without rpcs."""
 
 
-def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpcHandler]:
-    """gRPC's tables for every service."""
+def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
+    """The methods of every service, by path."""
     metadata = backends.metadata
     adapters: tuple[tuple[Any, str, object], ...] = (
         (containers_pb2, "Containers", ContainersService(metadata, bridge)),
@@ -100,5 +98,8 @@ def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpc
         (version_pb2, "Version", VersionService()),
         (health_pb2, "Health", HealthService()),
     )
-    for module, name, adapter in adapters:
-        yield handlers(module.DESCRIPTOR.services_by_name[name], adapter)
+    return {
+        path: method
+        for module, name, adapter in adapters
+        for path, method in methods(module.DESCRIPTOR.services_by_name[name], adapter)
+    }
