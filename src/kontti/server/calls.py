@@ -17,6 +17,7 @@ from kontti.wire.grpc_server import INTERNAL, Refused, Request, ServerConnection
 
 log = logging.getLogger(__name__)
 LARGE = 64 << 10
+BURST = 32
 UNKNOWN = 2
 
 
@@ -196,7 +197,7 @@ class Call:
             self._owner.forget(self)
 
     async def _stream(self, request: Any) -> None:
-        wire, stream = self._owner.wire, self.stream
+        wire, stream, sent = self._owner.wire, self.stream, 0
         async with contextlib.aclosing(self._method.function(request, self)) as answers:
             async for answer in answers:
                 data = self._method.serialize(answer)
@@ -206,6 +207,10 @@ class Call:
                 else:
                     self._owner.flush()
                 await self._owner.room(stream)
+                sent += 1
+                if not sent % BURST:
+                    # a handler that never waits must not hold up the others
+                    await asyncio.sleep(0)
         wire.finish(stream)
 
     def _fail(self, error: Exception) -> None:
