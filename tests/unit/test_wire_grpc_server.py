@@ -371,6 +371,22 @@ def test_one_connection_cannot_hold_without_end(
     assert shape(talk.data(message(bytes(45_000)))) == [(11, bytes(45_000), False, False)]
 
 
+def test_answers_that_nobody_takes_are_bounded(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kontti.wire.grpc_server.MAX_HELD", 150_000)
+    for _ in range(3):
+        talk.open(ended=True)
+        # of the first one, the window lets most go
+        talk.server.answer(talk.stream, bytes(60_000))
+    talk.open(ended=True)
+    with pytest.raises(Refused, match="answers are not taken"):
+        talk.server.answer(talk.stream, bytes(60_000))
+    talk.hear(Frame(RST_STREAM, 0, talk.stream - 2, bytes(4)))
+    talk.server.answer(talk.stream, bytes(60_000))
+    # and all of them are taken in the end
+    talk.hear(Frame(WINDOW_UPDATE, 0, 0, (1 << 20).to_bytes(4, "big")))
+    assert talk.server.http.out.waiting == 0
+
+
 # --- our client and our server
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 16 << 20
 MAX_HELD = 256 << 20
-"""Bytes of requests that one connection may have us keep."""
+"""Bytes of requests, and of answers, that one connection may have us keep."""
 KNOWN_REQUESTS = 64
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 3, 4, 8, 12, 13
 NANOSECOND = 1e-9
@@ -326,6 +326,8 @@ class ServerConnection:
         if len(data) > self._max_send:
             text = f"trying to send message larger than max ({len(data)} vs. {self._max_send})"
             raise Refused(RESOURCE_EXHAUSTED, text)
+        if self.http.out.waiting + len(data) > MAX_HELD:
+            raise Refused(RESOURCE_EXHAUSTED, "grpc: the connection's answers are not taken")
 
     def _forget(self, stream: int) -> _Call | None:
         call = self._calls.pop(stream, None)

@@ -160,12 +160,23 @@ class Outflow:
     ``held`` keeps data back whatever the windows say, for a socket that takes no more.
     """
 
-    __slots__ = ("_frame", "_initial", "_out", "_unsent", "_window", "answers", "held", "windows")
+    __slots__ = (
+        "_frame",
+        "_initial",
+        "_out",
+        "_unsent",
+        "_window",
+        "answers",
+        "held",
+        "waiting",
+        "windows",
+    )
 
     def __init__(self) -> None:
         self.windows: dict[int, int] = {}
         self.held = False
         self.answers = 0  # data and ends of streams that were sent
+        self.waiting = 0  # bytes of all streams that wait for the windows
         self._out: list[bytes | memoryview] = []
         self._window = DEFAULT_WINDOW
         self._initial = DEFAULT_WINDOW
@@ -197,6 +208,7 @@ class Outflow:
             self._out.append(frame_head(len(data), DATA, END_STREAM if end else 0, stream))
             self._out.append(data)
         elif stream in self.windows:
+            self.waiting += len(data)
             self._unsent.setdefault(stream, []).append((memoryview(data), end, b""))
             self.push(stream)
 
@@ -228,6 +240,7 @@ class Outflow:
 
     def forget(self, stream: int) -> bool:
         """Drop a stream with what it has queued; False where there is none."""
+        self.waiting -= self.pending(stream)
         self._unsent.pop(stream, None)
         return self.windows.pop(stream, None) is not None
 
@@ -305,6 +318,7 @@ class Outflow:
         self.answers += 1
         self._out.append(frame_head(len(piece), DATA, flags, stream))
         self._out.append(piece)
+        self.waiting -= len(piece)
         self._window -= len(piece)
         self.windows[stream] -= len(piece)
         return rest
