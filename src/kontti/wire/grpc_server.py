@@ -288,7 +288,7 @@ class ServerConnection:
             self._check_length(size)
             if len(buffer) < 5 + size:
                 break
-            message = self._plain(call, buffer[0], bytes(buffer[5 : 5 + size]))
+            message = self._plain(call, buffer[0], bytes(memoryview(buffer)[5 : 5 + size]))
             del buffer[: 5 + size]
             self._hold(call, len(message) - size)
             call.waiting += 1
