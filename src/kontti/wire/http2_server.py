@@ -12,7 +12,6 @@ from kontti.errors import Canceled
 from kontti.wire import http2_frames as h2
 from kontti.wire.http2_frames import (
     ACK,
-    OUR_WINDOW,
     BlockReader,
     ConnectionFault,
     FrameReader,
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
 MAX_STREAMS = 10_000
 """A client may wait for each of its containers on one connection: a call for each."""
 MAX_HEADER_LIST = 64 << 10
-STREAM_WINDOW = 1 << 20
+STREAM_WINDOW = 4 << 20
+OUR_WINDOW = 16 << 20
 PATIENCE = 10_000
 PATIENCE_A_SECOND = 100
 """Frames that make work and bring nothing (pings, settings, resets) are taken as long as there is
