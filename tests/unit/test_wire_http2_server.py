@@ -24,7 +24,6 @@ from kontti.wire.http2_frames import (
     MAX_FRAME_SIZE,
     NO_ERROR,
     OUR_FRAME,
-    OUR_WINDOW,
     PADDED,
     PING,
     PREFACE,
@@ -40,7 +39,7 @@ from kontti.wire.http2_frames import (
     Received,
     frame,
 )
-from kontti.wire.http2_server import PATIENCE, STREAM_WINDOW, Http2Server, well_formed
+from kontti.wire.http2_server import OUR_WINDOW, PATIENCE, STREAM_WINDOW, Http2Server, well_formed
 from tests.support.http2 import Frame, frames
 
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/s/m"), ("x", "y")]
@@ -191,9 +190,9 @@ def test_an_answer_before_the_request_is_whole(talk: Talk) -> None:
     talk.server.finish(1, frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x88"))
     assert [f.kind for f in talk.sent()] == [HEADERS, RST_STREAM]
     # what was under way is dropped, and its window given back
-    data = [Frame(DATA, 0, 1, bytes(1 << 20))] * 4
+    data = [Frame(DATA, 0, 1, bytes(1 << 20))] * 20
     assert talk.hear(*data, Frame(DATA, END_STREAM, 1, b""), headers(1)) == []
-    assert {f.kind for f in talk.sent()} == {WINDOW_UPDATE}
+    assert {(f.kind, f.stream) for f in talk.sent()} == {(WINDOW_UPDATE, 0)}
 
 
 def test_the_end_waits_for_the_data(talk: Talk) -> None:
@@ -284,16 +283,23 @@ def test_going_away(talk: Talk) -> None:
 
 def test_a_streams_window_is_given_back_as_it_is_used(talk: Talk) -> None:
     talk.hear(headers(1), headers(3))
-    assert len(talk.hear(*[Frame(DATA, 0, 1, bytes(1 << 19))] * 2)) == 2
+    half = STREAM_WINDOW // 2
+    assert len(talk.hear(*filled(1))) == 4
     assert talk.sent() == []
-    talk.server.used(1, 1 << 19)
+    talk.server.used(1, half)
     assert talk.sent() == []
     talk.server.used(1, 1)
-    assert talk.sent() == [grow(1, (1 << 19) + 1)]
-    # another stream has its own, and the connection's is open again and again
-    for stream in (3, 5, 7, 9):
-        talk.hear(headers(stream), *[Frame(DATA, 0, stream, bytes(1 << 20))] * (stream != 3))
-    assert [f for f in talk.sent() if f.kind == WINDOW_UPDATE and not f.stream]
+    assert talk.sent() == [grow(1, half + 1)]
+    # each has its own, and the connection's is open again and again
+    for stream in (3, 5, 7, 9, 11):
+        opening = [] if stream == 3 else [headers(stream)]
+        talk.hear(*opening, *filled(stream))
+    assert [f.stream for f in talk.sent() if f.kind == WINDOW_UPDATE] == [0, 0]
+
+
+def filled(stream: int) -> list[Frame]:
+    """All that a stream's window takes."""
+    return [Frame(DATA, 0, stream, bytes(1 << 20))] * (STREAM_WINDOW >> 20)
 
 
 def test_padding_is_given_back_at_once(talk: Talk) -> None:
@@ -306,8 +312,8 @@ def test_padding_is_given_back_at_once(talk: Talk) -> None:
 
 
 def test_a_client_that_exceeds_a_window(talk: Talk) -> None:
-    piece = Frame(DATA, 0, 1, bytes(1 << 20))
-    assert talk.fault(headers(1), piece, Frame(DATA, 0, 1, b"x")) == FLOW_CONTROL_ERROR
+    more = Frame(DATA, 0, 1, b"x")
+    assert talk.fault(headers(1), *filled(1), more) == FLOW_CONTROL_ERROR
 
 
 def test_long_header_blocks_are_split(talk: Talk) -> None:
