@@ -22,6 +22,7 @@ from kontti.server import connection, listen
 from kontti.server.listen import GrpcListener
 from kontti.services.rpc import Context, Method
 from kontti.wire.grpc import ClientConnection
+from kontti.wire.hpack import encode
 from kontti.wire.http2_frames import PREFACE
 from kontti.wire.http2_server import STREAM_WINDOW
 from tests.support.http2 import Frame
@@ -367,6 +368,23 @@ def test_a_deadline_that_only_we_keep(server: Server, method: str) -> None:
         error = client.end(stream)
         assert (error.code, error.message) == (4, "context deadline exceeded")
         until(lambda: server.handlers.running == 0 and server.tasks() == 0)
+
+
+def test_a_deadline_does_not_wait_for_the_window(server: Server) -> None:
+    window = Frame(4, 0, 0, b"\0\4" + (10).to_bytes(4, "big"))
+    request = [
+        (":method", "POST"), (":scheme", "http"), (":path", "/t.T/pour"),
+        ("content-type", "application/grpc"), ("grpc-timeout", "200m"),
+    ]  # fmt: skip
+    data = Frame(0, 1, 1, b"\0\0\0\0\x64" + bytes(100))
+    with raw(server) as client:
+        heard = (window, Frame(1, 4, 1, encode(request)), data)
+        client.socket.sendall(PREFACE + b"".join(f.encode() for f in heard))
+        until(lambda: server.handlers.running == 1)
+        (served,) = server.listener._service.connections
+        until(lambda: not served.wire.http.out.windows)
+        assert served.wire.http.out.waiting == 0
+        until(lambda: server.tasks() == 0)
 
 
 def test_a_deadline_of_nothing(server: Server) -> None:

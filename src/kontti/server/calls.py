@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from kontti.errors import Canceled, DeadlineExceeded, Error
 from kontti.services.rpc import Method
 from kontti.wire.grpc_server import INTERNAL, Refused, Request, ServerConnection
+from kontti.wire.http2_frames import CANCEL
 
 log = logging.getLogger(__name__)
 LARGE = 64 << 10
@@ -175,6 +176,9 @@ class Call:
         self._owner.forget(self)
 
     def _expire(self) -> None:
+        if self._owner.wire.pending(self.stream):
+            # no status can come after a part of a message
+            self._owner.wire.reset(self.stream, CANCEL)
         self.finish(DeadlineExceeded.code, DeadlineExceeded.wording)
 
     async def _handle(self, request: Any) -> None:
