@@ -18,7 +18,7 @@ from kontti.api.services.streaming.v1 import streaming_pb2 as pb
 from kontti.errors import Canceled
 from kontti.namespaces import Scope
 from kontti.server.listen import GrpcListener
-from kontti.services.rpc import handlers
+from kontti.services.rpc import methods
 from kontti.services.streaming import StreamingService
 from kontti.streaming.base import Stream
 from kontti.streaming.blocking import BlockingReader
@@ -100,7 +100,7 @@ def init(id: str) -> ProtoAny:
 async def served() -> AsyncIterator[Served]:
     streams = StreamManager(asyncio.get_running_loop())
     service = pb.DESCRIPTOR.services_by_name["Streaming"]
-    listener = GrpcListener([handlers(service, StreamingService(streams))])
+    listener = GrpcListener(dict(methods(service, StreamingService(streams))))
     with short_folder() as folder:
         address = str(Path(folder) / "c.sock")
         await listener.start(address, 0, 0)
