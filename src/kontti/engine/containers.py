@@ -26,7 +26,7 @@ from kontti.oci.security import with_default_seccomp, with_privileged
 from kontti.transfer.base import Selection, Unpacking
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import unpack
-from kontti.values import AnyValue, Mount
+from kontti.values import EMPTY, AnyValue, Mount
 from kontti.wire.typeurl import SPEC_URL
 
 if TYPE_CHECKING:
@@ -37,13 +37,19 @@ STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
 
 
 def make(
-    stores: Stores, scope: Scope, image: Image, command: Sequence[str], chosen: Options
+    stores: Stores,
+    scope: Scope,
+    image: Image,
+    command: Sequence[str],
+    chosen: Options,
+    *,
+    labels: Mapping[str, str] = EMPTY,
 ) -> tuple[Container, list[Mount]]:
     """A container of ``image`` and the mounts of its root; a failure leaves nothing."""
     content = stores.metadata.content(scope)
     _, manifest = find_manifest(content, image.target, only(default()))
     config = read_config(content, manifest.config)
-    id = chosen.name or secrets.token_hex(6)
+    id = chosen.name or new_id()
     with leased(stores.metadata, scope) as held:
         ensure_unpacked(stores, held, image, config, chosen.snapshotter)
         snapshots = stores.metadata.snapshots(held, chosen.snapshotter)
@@ -60,12 +66,18 @@ def make(
                 labels={
                     STOP_SIGNAL_LABEL: config.run.stop_signal or "SIGTERM",
                     COMMAND_LABEL: " ".join(json.loads(spec)["process"]["args"])[:1000],
+                    **labels,
                 },
             )
             return stores.metadata.containers(held).create(record), mounts
         except BaseException:
             snapshots.remove(id)
             raise
+
+
+def new_id() -> str:
+    """A name for a container that was given none."""
+    return secrets.token_hex(6)
 
 
 def ensure_unpacked(

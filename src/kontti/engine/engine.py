@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -18,7 +17,7 @@ from kontti.doctor.checkup import Tell as TellFinding
 from kontti.engine import containers
 from kontti.engine.checkup import examine
 from kontti.engine.core import Core
-from kontti.engine.logs import Logs, tail_offset
+from kontti.engine.logs import Logs, query
 from kontti.engine.migration import migrate
 from kontti.engine.processes import Processes
 from kontti.engine.registries import open_session
@@ -29,20 +28,24 @@ from kontti.images.graph import platforms
 from kontti.images.image_check import size
 from kontti.images.platforms import default, format_platform, only
 from kontti.linux.process import signal_number
+from kontti.logs.output import Shown
+from kontti.logs.reader import read
 from kontti.metadata.base import Container, Image
 from kontti.migrate.adopt import Outcome, Tell
 from kontti.namespaces import DEFAULT, Scope
 from kontti.registry.reference import docker_normalize
 from kontti.registry.resolver import Resolver
+from kontti.shim.log_writer import LogWriter
 from kontti.tasks.base import Process, Status, Stdio
 from kontti.transfer.import_ import ImportOptions, import_archive
 from kontti.transfer.progress import OnProgress, silent
 from kontti.transfer.pull import pull
 from kontti.transfer.push import push
 from kontti.values import Mount
+from kontti.wire.log_record import STREAMS
+from kontti.wire.log_uri import LABEL, is_log
 
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
-FOLLOW_SECONDS = 0.1
 LIVE = ("created", "running", "paused")
 
 
@@ -192,9 +195,9 @@ class Engine:
         with contextlib.ExitStack() as undo:
             undo.callback(self.remove, id, force=True)
             with contextlib.ExitStack() as stack:
-                if not remove:
-                    log = stack.enter_context(open(self._logs.make(id), "ab", buffering=0))
-                    sinks = [_tee(sink, log) for sink in sinks]
+                if log := None if remove else self._logs.writer(record):
+                    stack.callback(log.close, wait=True)
+                    sinks = [_tee(s, log, name) for s, name in zip(sinks, STREAMS, strict=True)]
                 streams = stack.enter_context(Streams(self._fifos, sinks[0], sinks[1], input))
                 self.processes.create(id, mounts, streams.stdio)
                 code = self.processes.attend(id, streams)
@@ -215,8 +218,9 @@ class Engine:
         Its output is kept for ``logs``, or goes to the FIFOs or URIs of ``stdio``.
         """
         record, mounts = self._make(image, command, options)
+        uri = record.labels[LABEL]
+        log = uri if is_log(uri) else ""
         try:
-            log = f"file://{self._logs.make(record.id)}"
             self.processes.create(record.id, mounts, stdio or Stdio(stdout=log, stderr=log))
             self.processes.start(record.id)
         except BaseException:
@@ -228,7 +232,10 @@ class Engine:
         self, image: str, command: Sequence[str], options: Options | None
     ) -> tuple[Container, list[Mount]]:
         chosen = options or Options()
-        return containers.make(self._stores, self._scope, self._image(image), command, chosen)
+        chosen = replace(chosen, name=chosen.name or containers.new_id())
+        labels = {LABEL: self._logs.uri(chosen.name, chosen)}
+        found = self._image(image)
+        return containers.make(self._stores, self._scope, found, command, chosen, labels=labels)
 
     def exec(
         self,
@@ -292,7 +299,7 @@ class Engine:
             "snapshot_key": record.snapshot_key,
             "labels": dict(record.labels),
             "created_at": record.created_at,
-            "log": self._logs.path(id),
+            "log": record.labels.get(LABEL, ""),
             "spec": json.loads(record.spec.value) if record.spec else None,
         }
 
@@ -338,32 +345,39 @@ class Engine:
         containers.unmake(self._stores, self._scope, record)
         self._logs.remove(id)
 
-    def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
-        """What a kept container wrote, stdout and stderr in one; ``follow`` goes on to its end."""
-        self._record(id)
-        with open(self.log_path(id), "rb") as file:
-            if tail is not None:
-                file.seek(tail_offset(file, tail))
-            while True:
-                over = not follow or self.container(id).status not in LIVE
-                while data := file.read(1 << 16):
-                    yield data
-                if over:
-                    return
-                time.sleep(FOLLOW_SECONDS)
+    def logs(
+        self,
+        id: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: str = "",
+        until: str = "",
+        timestamps: bool = False,
+        stream: str = "",
+    ) -> Iterator[bytes]:
+        """What a kept container wrote, both streams or one (``stdout``, ``stderr``), in pieces.
 
-    def log_path(self, id: str) -> str:
-        """The file that ``logs`` reads; raises NotFound."""
-        self._record(id)
-        path = self._logs.path(id)
-        if not os.path.exists(path):
-            raise NotFound(f"output of container {id}")
-        return path
+        ``follow`` goes on to its end; ``tail`` gives the last lines; ``since`` and ``until`` are
+        times (``2006-01-02T15:04:05Z``) or how long ago (``10m``). Raises NotFound,
+        FailedPrecondition where nothing is kept, DataLoss.
+        """
+        wanted = query(follow=follow, tail=tail, since=since, until=until, stream=stream)
+        shown = Shown(timestamps=timestamps)
+        return map(shown.text, read(self.log_folder(id), wanted))
+
+    def log_folder(self, id: str) -> str:
+        """The folder that ``logs`` reads; raises NotFound, FailedPrecondition."""
+        return self._logs.folder(self._record(id))
+
+    def log_writer(self, id: str) -> LogWriter | None:
+        """To keep what a container writes to FIFOs of the caller's; None to keep nothing."""
+        return self._logs.writer(self._record(id))
 
 
-def _tee(sink: Sink, log: BinaryIO) -> Sink:
+def _tee(sink: Sink, log: LogWriter, stream: bytes) -> Sink:
     def both(data: bytes) -> None:
-        log.write(data)
+        log.write(stream, data)
         sink(data)
 
     return both

@@ -50,7 +50,8 @@ class Options:
 
     ``mounts`` are ``source:target`` or ``source:target:ro``; ``user`` a name or number of the
     image's own, with ``:group``; ``memory`` bytes and ``cpus`` a share of processors, 0 for no
-    limit. Seccomp's default profile is in force unless ``privileged``.
+    limit. Seccomp's default profile is in force unless ``privileged``. ``log_driver`` is ``cri``
+    or ``none``; ``log_options`` are max-size (``10m``), max-file and compress.
     """
 
     name: str = ""
@@ -67,6 +68,8 @@ class Options:
     terminal: bool = False
     snapshotter: str = "overlayfs"
     runtime: str = "io.containerd.kontti.v1"
+    log_driver: str = "cri"
+    log_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ KILLED = 128 + signal.SIGKILL
 class RuntimeSettings:
     """``root`` and ``state`` are the daemon's; ``runtimes`` names those our own shim serves.
 
-    ``*_seconds`` are the deadlines that config.toml calls timeouts.
+    ``log_options`` are for what a log's URI leaves open; ``*_seconds`` are the deadlines that
+    config.toml calls timeouts.
     """
 
     root: str
@@ -46,6 +47,7 @@ class RuntimeSettings:
     hide_unified: bool = False
     runtimes: tuple[str, ...] = BUILTIN_RUNTIMES
     environment: tuple[str, ...] = ()
+    log_options: tuple[tuple[str, str], ...] = ()
     load_seconds: float = 5.0
     state_seconds: float = 2.0
     stats_seconds: float = 2.0
@@ -90,6 +92,10 @@ class ShimManager:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.on_lost: list[Callable[[Shim, str], None]] = []
         self.sandboxes = SandboxShims()
+
+    def is_own(self, runtime: str, path: str = "") -> bool:
+        """Whether our own shim serves a runtime by its name, or by the path of a binary."""
+        return not path and runtime in self.settings.runtimes
 
     def _lock(self, address: str) -> asyncio.Lock:
         return self._locks.setdefault(address, asyncio.Lock())
@@ -152,7 +158,7 @@ class ShimManager:
 
     def _prepare(self, bundle: Bundle, start: Start, host: Shim | None) -> str:
         """Find the shim's binary and make the bundle, with all of it that is known now."""
-        builtin = not start.path and start.runtime in self.settings.runtimes
+        builtin = self.is_own(start.runtime, start.path)
         binary = host.binary if host is not None else BUILTIN
         if host is None and not builtin:
             try:

@@ -19,7 +19,8 @@ from functools import partial
 
 from kontti.engine.checkup import after_crash
 from kontti.engine.lock import RootLock
-from kontti.engine.stores import Stores, StoreSettings
+from kontti.engine.logs import LogKeeper
+from kontti.engine.stores import CONTENT_DIR, Stores, StoreSettings
 from kontti.errors import Error, NotFound
 from kontti.events.base import Exchange
 from kontti.metadata.base import Metadata
@@ -35,7 +36,7 @@ from kontti.runtime.warm import GroupWarmer
 from kontti.sandboxes.base import Controller
 from kontti.sandboxes.shim import ShimController
 from kontti.server.listen import GrpcListener, prepare_socket
-from kontti.server.plugins import RESTART, Plugin, check_required, plugin_rows
+from kontti.server.plugins import CONTENT, RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_methods
@@ -105,6 +106,9 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
         stack.callback(GroupWarmer(stores.exchange).close)
+        keeper = LogKeeper(settings.stores.root, stores.metadata.containers, stores.exchange)
+        stack.callback(keeper.close)
+        await asyncio.to_thread(keeper.sweep)
         mounts = await asyncio.to_thread(MountManager, settings.stores.root, settings.runtime.state)
         stack.push_async_callback(asyncio.to_thread, mounts.close)
         streams = StreamManager(asyncio.get_running_loop())
@@ -181,7 +185,10 @@ async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) 
 
 def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     """Every plugin, those that other processes are last."""
-    return [*plugin_rows(stores.failures, settings.disabled_plugins), *settings.proxies]
+    # clients find the root, and what is in it, by what the content store tells
+    exports = {f"{CONTENT}.content": {"root": os.path.join(settings.stores.root, CONTENT_DIR)}}
+    builtins = plugin_rows(stores.failures, settings.disabled_plugins, exports)
+    return [*builtins, *settings.proxies]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ MOUNT_MANAGER = "io.containerd.mount-manager.v1"
 MOUNT_HANDLER = "io.containerd.mount-handler.v1"
 STREAMING = "io.containerd.streaming.v1"
 GRPC = "io.containerd.grpc.v1"
+INTERNAL = "io.containerd.internal.v1"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
@@ -70,6 +71,7 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(MOUNT_HANDLER, "loop", host=True),
     Plugin(MOUNT_MANAGER, "bolt", (METADATA, MOUNT_HANDLER)),
     Plugin(STREAMING, "manager", (METADATA,)),
+    Plugin(INTERNAL, "kontti-log", (RUNTIME,)),
     Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),

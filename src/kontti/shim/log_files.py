@@ -10,6 +10,7 @@ goes by the numbers sees every byte once, whatever happens beside it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -20,6 +21,7 @@ PLAIN, PACKED, UNFINISHED = ".log", ".log.gz", ".log.gz.tmp"
 FOLDER_MODE, PARENT_MODE, FILE_MODE = 0o750, 0o711, 0o640
 LOCK_SECONDS, LOCK_PAUSE = 1.0, 0.02
 TAIL = 64 << 10
+REMOVE_ATTEMPTS = 20
 
 
 def name_of(number: int, suffix: str = PLAIN) -> str:
@@ -88,6 +90,24 @@ def remove(folder: str, number: int) -> None:
     """Remove every form of one file."""
     for suffix in (PLAIN, PACKED, UNFINISHED):
         unlink(os.path.join(folder, name_of(number, suffix)))
+
+
+def remove_all(folder: str) -> None:
+    """Remove a log, and its folder where nothing else is in it. Raises OSError."""
+    for _ in range(REMOVE_ATTEMPTS):
+        for number in found(folder):
+            remove(folder, number)
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or not found(folder):
+                return  # others' files
+            # a compressor was amid a file: it sees now that it is not wanted
+            time.sleep(LOCK_PAUSE)
+        else:
+            return
 
 
 def unlink(path: str) -> bool:

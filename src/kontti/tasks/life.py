@@ -24,7 +24,7 @@ from kontti.namespaces import Scope
 from kontti.runtime.bundle import Bundle
 from kontti.runtime.manager import KILLED, RuntimeSettings, ShimManager
 from kontti.runtime.shim import Shim
-from kontti.tasks import convert
+from kontti.tasks import convert, streams
 from kontti.tasks.base import CreateOptions, Exit, Status
 from kontti.tasks.checkpoints import Checkpoints
 from kontti.tasks.rootfs import RootFilesystems
@@ -65,6 +65,9 @@ class Lifecycle:
 
     async def create(self, bundle: Bundle, container: Container, options: CreateOptions) -> int:
         """A new task's pid; raises AlreadyExists, Error. A caller that gives up gets none."""
+        own = self.shims.is_own(container.runtime, options.runtime_path)
+        stdio = streams.for_task(options.stdio, dict(self.settings.log_options), own=own)
+        options = replace(options, stdio=stdio)
         task = self.table.claim(bundle, Phase.CREATING)
         work = self._begin(self._create(task, container, options))
         try:

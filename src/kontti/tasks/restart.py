@@ -5,6 +5,7 @@
     containerd.io/restart.count               how often it was started again
     containerd.io/restart.explicitly-stopped  true: a user stopped it; unless-stopped leaves it be
     containerd.io/restart.loguri              where the new task's output goes
+    kontti.io/log-uri                         where an earlier task's went, if the former is unset
 
 ``plan`` decides, ``Monitor`` looks and performs: when a task exits, and each interval.
 """
@@ -24,6 +25,8 @@ from kontti.metadata.base import Container, Metadata
 from kontti.namespaces import Scope
 from kontti.tasks.base import CreateOptions, Process, Status, Stdio, Tasks
 from kontti.values import Mount
+from kontti.wire.log_uri import LABEL as KEPT
+from kontti.wire.log_uri import is_log
 
 log = logging.getLogger(__name__)
 _PREFIX = "containerd.io/restart."
@@ -80,7 +83,9 @@ def _number(text: str) -> int:
 def log_uri(labels: Mapping[str, str]) -> str:
     """Where output goes; the older label is a path."""
     path = labels.get(OLD_LOG_PATH, "")
-    return labels.get(LOG_URI, "") or (f"file://{path}" if path else "")
+    wanted = labels.get(LOG_URI, "") or (f"file://{path}" if path else "")
+    before = labels.get(KEPT, "")
+    return wanted or (before if is_log(before) else "")
 
 
 @dataclass(slots=True)

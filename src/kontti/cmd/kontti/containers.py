@@ -12,12 +12,10 @@ from kontti.cmd.ctr.output import age
 from kontti.cmd.kontti import waiting
 from kontti.cmd.kontti.output import show_json, show_table
 from kontti.cmd.kontti.root import Root
-from kontti.engine.logs import tail_offset
 from kontti.engine.values import ContainerInfo
 from kontti.errors import DeadlineExceeded, NotFound
 from kontti.linux.process import signal_number
 
-FOLLOW_SECONDS = 0.1
 COMMAND_WIDTH = 30
 
 
@@ -47,26 +45,6 @@ def status_text(container: ContainerInfo) -> str:
     """A container's state, with the exit code of one that ended."""
     ended = container.status == "stopped"
     return f"stopped ({container.exit_code})" if ended else container.status
-
-
-def logs(root: Root, args: argparse.Namespace) -> int:
-    """Print what a container wrote, and with ``follow`` what it writes until its end."""
-    with contextlib.ExitStack() as stack:
-        with root.engine() as engine:
-            file = stack.enter_context(open(engine.log_path(args.container), "rb"))
-            pidfd = None
-            with contextlib.suppress(NotFound):  # there is no process, so nothing more to come
-                watched = waiting.watched(engine, waiting.Name(args.container))
-                pidfd = stack.enter_context(watched) if args.follow else None
-        if args.tail is not None:
-            file.seek(tail_offset(file, args.tail))
-        while True:
-            over = pidfd is None or waiting.ended(pidfd, FOLLOW_SECONDS)
-            while data := file.read(1 << 16):
-                sys.stdout.buffer.write(data)
-            sys.stdout.flush()
-            if over:
-                return 0
 
 
 def stop(root: Root, args: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from kontti.wire.log_uri import DRIVERS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _SubParsersAction
@@ -80,6 +82,8 @@ def add_run(commands: Commands) -> None:
     run.add_argument("--cpus", type=float, default=0, help="limit of processors, such as 1.5")
     run.add_argument("--snapshotter", default="overlayfs", help="(default %(default)s)")
     run.add_argument("--runtime", default="io.containerd.kontti.v1", help="(%(default)s)")
+    run.add_argument("--log-driver", default="cri", choices=DRIVERS, help="(%(default)s)")
+    run.add_argument("--log-opt", action="append", default=[], help="max-size=10m, max-file=5, …")
     run.add_argument("image", metavar="IMAGE")
     run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
     run = add(commands, "exec", ("run", "exec_"), "run a command in a running container")
@@ -119,9 +123,12 @@ def add_containers(commands: Commands) -> None:
     ps = add(commands, "ps", ("containers", "ps"), "list containers")
     ps.add_argument("-a", "--all", action="store_true", help="those that ended as well")
     add_format(ps)
-    logs = add(commands, "logs", ("containers", "logs"), "print what a container wrote")
+    logs = add(commands, "logs", ("logs", "logs"), "print what a container wrote")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until its end")
     logs.add_argument("--tail", type=int, default=None, help="only the last lines")
+    logs.add_argument("--since", default="", help="from a time on, or 10m for ten minutes ago")
+    logs.add_argument("--until", default="", help="up to a time, or 10m for ten minutes ago")
+    logs.add_argument("-t", "--timestamps", action="store_true", help="say when, line by line")
     logs.add_argument("container", metavar="CONTAINER")
     stop = on_containers(commands, "stop", "ask containers to end, then make them")
     stop.add_argument("-t", "--time", type=float, default=10.0, help="seconds (%(default)s)")

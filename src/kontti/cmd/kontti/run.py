@@ -13,6 +13,7 @@ from kontti.engine.engine import Engine
 from kontti.engine.values import ExecOptions, Options
 from kontti.errors import InvalidArgument, NotFound
 from kontti.tasks.base import Stdio
+from kontti.wire.log_uri import options_of as options_of_log
 
 SHIFTS = {"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}
 
@@ -34,6 +35,8 @@ def options_of(args: argparse.Namespace) -> Options:
         terminal=args.tty,
         snapshotter=args.snapshotter,
         runtime=args.runtime,
+        log_driver=args.log_driver,
+        log_options=options_of_log(args.log_opt),
     )
 
 
