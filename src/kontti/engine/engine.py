@@ -362,7 +362,14 @@ class Engine:
         times (``2006-01-02T15:04:05Z``) or how long ago (``10m``). Raises NotFound,
         FailedPrecondition where nothing is kept, DataLoss.
         """
-        wanted = query(follow=follow, tail=tail, since=since, until=until, stream=stream)
+        wanted = query(
+            follow=follow,
+            tail=tail,
+            since=since,
+            until=until,
+            stream=stream,
+            ended=lambda: self.container(id).status not in LIVE,
+        )
         shown = Shown(timestamps=timestamps)
         return map(shown.text, read(self.log_folder(id), wanted))
 

@@ -74,6 +74,7 @@ def query(
     since: str = "",
     until: str = "",
     stream: str = "",
+    ended: Callable[[], bool] = lambda: False,
 ) -> Query:
     """What is wanted of a log, as users say it; raises InvalidArgument."""
     if stream and stream.encode() not in STREAMS:
@@ -84,6 +85,7 @@ def query(
         since=times.stamp(since),
         until=times.stamp(until),
         streams=(stream.encode(),) if stream else STREAMS,
+        ended=ended,
     )
 
 

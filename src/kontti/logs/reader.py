@@ -14,9 +14,11 @@ from kontti.wire.log_record import STDERR, STREAMS, Record, stamp_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 POLL_SECONDS = 0.1
+QUIET_SECONDS = 1.0
+"""Without a word from a writer whose process has ended: then it has written all."""
 UNKNOWN = -1
 """How many bytes are lost with a file."""
 # the kernel's clock for files is a little late
@@ -25,9 +27,13 @@ _CLOCK_SLACK = 10**9
 
 class Query:
     """What is wanted: ``tail`` lines at most of ``streams``, no older than ``since``, no younger
-    than ``until`` (stamps of records; b"" for any)."""
+    than ``until`` (stamps of records; b"" for any).
 
-    __slots__ = ("follow", "since", "streams", "tail", "until")
+    ``ended`` says of a writer that it has no more to write, though it may stay: a logger does, as
+    long as the shim that started it keeps the task.
+    """
+
+    __slots__ = ("ended", "follow", "since", "streams", "tail", "until")
 
     def __init__(
         self,
@@ -37,7 +43,9 @@ class Query:
         since: bytes = b"",
         until: bytes = b"",
         streams: tuple[bytes, ...] = STREAMS,
+        ended: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.ended = ended
         self.follow = follow
         self.tail = tail
         self.since = since
@@ -75,6 +83,7 @@ class _Walk:
         self._query = query
         # without follow: up to where it is now, or a busy log would never end
         self._last = max(log_files.numbers(folder), default=0)
+        self._quiet_since = 0.0
 
     def records(self, first: int) -> Iterator[tuple[int, int, Record]]:
         """Every record with its file's number and its offset there."""
@@ -110,6 +119,7 @@ class _Walk:
             for offset, _, record in parser.feed(data):
                 yield number, offset, record
             if data:
+                self._quiet_since = 0.0
                 continue
             if final or not self._query.follow:
                 break
@@ -126,7 +136,15 @@ class _Walk:
             return True
         # in this order: a file is finished when the next one is there, or its writer gone
         written = log_files.written_to(self._folder)
-        return self._next(number) is not None or not written
+        return self._next(number) is not None or not written or self._is_quiet()
+
+    def _is_quiet(self) -> bool:
+        """Whether the process has ended, and nothing has come for a while since."""
+        now = time.monotonic()
+        if not self._query.ended():
+            return False
+        self._quiet_since = self._quiet_since or now
+        return now - self._quiet_since > QUIET_SECONDS
 
 
 def _removed(files: int) -> Record:

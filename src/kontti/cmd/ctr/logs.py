@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = "/var/lib/containerd"
 CREATED = 1
-PLUGINS = ("type==io.containerd.content.v1,id==content", "type==io.containerd.internal.v1,id==kontti-log")
+PLUGINS = (
+    "type==io.containerd.content.v1,id==content",
+    "type==io.containerd.internal.v1,id==kontti-log",
+)
 
 
 def start(call: Call) -> int:
@@ -93,19 +96,33 @@ def logs(call: Call) -> None:
     """What a container that was started in the background has written; -f goes on to its end."""
     from kontti.logs import times
     from kontti.logs.reader import Query
+    from kontti.logs.watch import Watched
 
     id = call.arg(0, "container id must be provided")
     if call.int("tail") < -1:
         raise UsageError("tail must be a number of lines")
-    wanted = Query(
-        follow=call.bool("follow"),
-        tail=None if call.int("tail") < 0 else call.int("tail"),
-        since=times.stamp(call.str("since")),
-        until=times.stamp(call.str("until")),
-    )
+    since, until = times.stamp(call.str("since")), times.stamp(call.str("until"))
     with connect(call) as client:
         folder = folder_of(client, id)
-    write_log(folder, wanted, timestamps=call.bool("timestamps"))
+        process = Watched(running_pid(client, id))
+    with process:
+        wanted = Query(
+            follow=call.bool("follow"),
+            tail=None if call.int("tail") < 0 else call.int("tail"),
+            since=since,
+            until=until,
+            ended=process.ended,
+        )
+        write_log(folder, wanted, timestamps=call.bool("timestamps"))
+
+
+def running_pid(client: Client, id: str) -> int:
+    """The pid of a task's first process, 0 where it has ended."""
+    try:
+        found = task(client, id)
+    except NotFound:
+        return 0
+    return found.pid if found.status != STOPPED else 0
 
 
 def folder_of(client: Client, id: str) -> str:
