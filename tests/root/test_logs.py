@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kontti.linux import process
+from kontti.logs.reader import Query, read
 from tests.root.test_kontti_cli import IMAGE, Cli
 from tests.root.test_kontti_cli import kontti as kontti
 from tests.support.host import Host, host
@@ -40,7 +41,7 @@ def nothing_left(here: Host) -> Iterator[None]:
     for id in here.out("containers", "ls", "-q").split():
         here.ctr("tasks", "rm", "-f", id)
         here.out("containers", "rm", id)
-    assert os.listdir(here.base / "root" / "logs" / here.namespace) == []
+    assert list((here.base / "root" / "logs").glob("*/*")) == []
 
 
 def make(here: Host, id: str, script: str, runtime: str = OURS, *flags: str) -> None:
@@ -160,9 +161,6 @@ def test_output_that_went_elsewhere(here: Host, flags: tuple[str, ...], message:
     assert done.returncode == 1
     assert message in done.stderr
     assert b"no output" not in here.ctr("containers", "logs", "nosuch").stderr
-    # so that the folder of the namespace is there
-    make(here, "kept", "true")
-    here.out("containers", "start", "kept")
 
 
 @pytest.mark.parametrize("option", ["max-size=1", "max-file=0", "colour=red", "max-size"])
@@ -172,6 +170,19 @@ def test_options_that_are_wrong(here: Host, option: str) -> None:
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert "wrong" not in here.tasks()
+
+
+@pytest.mark.parametrize("runtime", [OURS, DEBIANS])
+def test_an_execs_output_has_a_log_of_its_own(here: Host, runtime: str) -> None:
+    here.out("run", "-d", "--null-io", "--runtime", runtime, IMAGE, "box", "sleep", "100")
+    folder = here.base / "elsewhere" / f"exec{len(runtime)}"
+    flags = ("-d", "--exec-id", "e", "--log-uri", f"kontti-log://{folder}?max-size=4k")
+    here.out("tasks", "exec", *flags, "box", "seq", "1", "3")
+
+    def found() -> list[bytes]:
+        return [record.data for record in read(str(folder), Query())]
+
+    until(lambda: found() == [b"1\n", b"2\n", b"3\n"])
 
 
 @pytest.mark.parametrize("runtime", [OURS, DEBIANS])
