@@ -17,7 +17,9 @@ from kontti.linux import process
 from kontti.logs.reader import Query, read
 from tests.root.test_kontti_cli import IMAGE, Cli
 from tests.root.test_kontti_cli import kontti as kontti
+from tests.support import daemons, images
 from tests.support.host import Host, host
+from tests.support.shims import short_folder
 
 pytestmark = pytest.mark.root
 OURS, DEBIANS = "io.containerd.runc.v2", "/usr/bin/containerd-shim-runc-v2"
@@ -313,3 +315,31 @@ def test_the_logger_ends_on_sigterm_with_its_streams_held(tmp_path: Path) -> Non
     for fd in (out_r, out_w, err_r, err_w, ready_r):
         os.close(fd)
     assert b" words\n" in (tmp_path / "log" / "00000001.log").read_bytes()
+
+
+def test_another_containerd_keeps_output_by_our_logger(here: Host, tmp_path: Path) -> None:
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(images.archive(images.build(), IMAGE))
+    with short_folder() as base, daemons.running("containerd", base) as daemon:
+
+        def ctr(*words: str) -> bytes:
+            argv = [
+                daemons.client_path("ours"),
+                "--address",
+                daemon.address,
+                "-n",
+                "t-logs",
+                *words,
+            ]
+            return subprocess.run(argv, capture_output=True, check=True, timeout=SECONDS).stdout
+
+        ctr("images", "import", str(archive))
+        ctr("containers", "create", IMAGE, "box", "sh", "-c", "seq 1 3; exit 4")
+        ctr("containers", "start", "box")
+        assert ctr("containers", "logs", "-f", "box") == b"1\n2\n3\n"
+        folder = base / "root" / "logs" / "t-logs" / "box"
+        assert [path.name for path in folder.iterdir()] == ["00000001.log"]
+        ctr("tasks", "delete", "box")
+        assert ctr("containers", "logs", "--tail", "1", "box") == b"3\n"
+        ctr("containers", "delete", "box")
+        assert not folder.exists()

@@ -118,6 +118,8 @@ def test_other_uris_are_not_ours() -> None:
     for uri in ("", "/run/fifo", "file:///kontti-log", "binary:///bin/other?folder=/x"):
         assert not log_uri.is_log(uri)
         assert log_uri.folder_of(uri) == ""
+    for uri in ("kontti-log:x", "kontti-log://[", "binary:///kontti-logger?folder=../x"):
+        assert log_uri.folder_of(uri) == ""
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from kontti.errors import FailedPrecondition
 
 PLAIN, PACKED, UNFINISHED = ".log", ".log.gz", ".log.gz.tmp"
 FOLDER_MODE, PARENT_MODE, FILE_MODE = 0o750, 0o711, 0o640
-LOCK_SECONDS, LOCK_PAUSE = 1.0, 0.02
+LOCK_PAUSE = 0.02
 TAIL = 64 << 10
 REMOVE_ATTEMPTS = 20
 
@@ -48,13 +48,13 @@ def numbers(folder: str) -> list[int]:
     return sorted(n for n, suffixes in found(folder).items() if suffixes & {PLAIN, PACKED})
 
 
-def lock(folder: str, *, wait: bool = True) -> int:
+def lock(folder: str, patience: float) -> int:
     """Be the one who writes to a log: a descriptor to close at the end.
 
-    Raises FailedPrecondition where another does.
+    Raises FailedPrecondition where another does, and goes on to for ``patience`` seconds.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + (LOCK_SECONDS if wait else 0.0)
+    deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

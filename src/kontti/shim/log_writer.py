@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 
 READ_SIZE = 16 << 10
 """What is read of a stream at once, and so the longest record: that of kubelet's own format."""
+PATIENCE = 1.0
 PACKER_SECONDS = 30.0
 _PACK = "import sys; sys.path[:0] = {path!r}; from kontti.shim.log_pack import main; main()"
 
 
 class LogWriter:
-    """Appends to the log in ``folder``, which it makes and holds; raises Error, OSError."""
+    """Appends to the log in ``folder``, which it makes and holds; raises Error, OSError.
 
-    def __init__(self, folder: str, limits: Limits) -> None:
+    One that wrote to it before is given ``patience`` seconds to end.
+    """
+
+    def __init__(self, folder: str, limits: Limits, patience: float = PATIENCE) -> None:
         self.folder = folder
         self._limits = limits
         self._lost = dict.fromkeys(STREAMS, 0)
@@ -38,7 +42,7 @@ class LogWriter:
         os.makedirs(os.path.dirname(folder), log_files.PARENT_MODE, exist_ok=True)
         if not os.path.isdir(folder):
             os.mkdir(folder, log_files.FOLDER_MODE)
-        self._lock = log_files.lock(folder)
+        self._lock = log_files.lock(folder, patience)
         try:
             self._number, self._fd, self._size = log_files.open_last(folder)
         except BaseException:

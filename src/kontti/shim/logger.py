@@ -19,6 +19,8 @@ from kontti.wire.log_record import STDERR, STDOUT
 from kontti.wire.log_uri import Limits, checked_folder
 
 OUT, ERR, READY = 3, 4, 5
+LOCK_SECONDS = 8.0
+"""For the logger of an earlier task to end: no shim tells anybody that a logger gave up."""
 TERM_SECONDS = 5.0
 """How long what still holds the streams is listened to, once the shim wants us to end."""
 
@@ -27,7 +29,7 @@ def main() -> int:
     """Record both streams until they end; the exit code."""
     try:
         folder, limits = read_arguments(sys.argv[1:])
-        writer = LogWriter(folder, limits)
+        writer = LogWriter(folder, limits, LOCK_SECONDS)
     except (Error, OSError) as error:
         message = error.message if isinstance(error, Error) else str(error)
         sys.stderr.write(f"kontti-logger: {message}\n")

@@ -152,9 +152,12 @@ def for_logger(uri: str, defaults: Limits, program: str) -> str:
 
 def folder_of(uri: str) -> str:
     """The folder that a task's stream is kept in, in either form; "" where it goes elsewhere."""
-    parts = _split(uri)
-    if parts.scheme == SCHEME:
-        return unquote(parts.path)
-    if parts.scheme == "binary" and parts.path.rpartition("/")[2] == LOGGER:
-        return dict(parse_qsl(parts.query)).get("folder", "")
+    try:
+        parts = _split(uri)
+        if parts.scheme == SCHEME:
+            return checked_folder(unquote(parts.path))
+        if parts.scheme == "binary" and parts.path.rpartition("/")[2] == LOGGER:
+            return checked_folder(dict(parse_qsl(parts.query)).get("folder", ""))
+    except InvalidArgument:
+        pass  # nobody has written to such a one
     return ""
