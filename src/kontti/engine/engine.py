@@ -17,7 +17,7 @@ from kontti.doctor.checkup import Tell as TellFinding
 from kontti.engine import containers
 from kontti.engine.checkup import examine
 from kontti.engine.core import Core
-from kontti.engine.logs import Logs, query
+from kontti.engine.logs import Logs, query, tee
 from kontti.engine.migration import migrate
 from kontti.engine.processes import Processes
 from kontti.engine.registries import open_session
@@ -197,7 +197,7 @@ class Engine:
             with contextlib.ExitStack() as stack:
                 if log := None if remove else self._logs.writer(record):
                     stack.callback(log.close, wait=True)
-                    sinks = [_tee(s, log, name) for s, name in zip(sinks, STREAMS, strict=True)]
+                    sinks = [tee(s, log, name) for s, name in zip(sinks, STREAMS, strict=True)]
                 streams = stack.enter_context(Streams(self._fifos, sinks[0], sinks[1], input))
                 self.processes.create(id, mounts, streams.stdio)
                 code = self.processes.attend(id, streams)
@@ -380,14 +380,6 @@ class Engine:
     def log_writer(self, id: str) -> LogWriter | None:
         """To keep what a container writes to FIFOs of the caller's; None to keep nothing."""
         return self._logs.writer(self._record(id))
-
-
-def _tee(sink: Sink, log: LogWriter, stream: bytes) -> Sink:
-    def both(data: bytes) -> None:
-        log.write(stream, data)
-        sink(data)
-
-    return both
 
 
 def _info(record: Container, task: Process | None) -> ContainerInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from kontti.engine.values import Options
+from kontti.engine.values import Options, Sink
 from kontti.errors import FailedPrecondition, InvalidArgument, NotFound
 from kontti.events.base import Envelope, Exchange
 from kontti.logs import times
@@ -87,6 +87,16 @@ def query(
         streams=(stream.encode(),) if stream else STREAMS,
         ended=ended,
     )
+
+
+def tee(sink: Sink, log: LogWriter, stream: bytes) -> Sink:
+    """A sink that keeps what it gets as well."""
+
+    def both(data: bytes) -> None:
+        log.write(stream, data)
+        sink(data)
+
+    return both
 
 
 class LogKeeper:

@@ -106,9 +106,7 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
         stack.callback(GroupWarmer(stores.exchange).close)
-        keeper = LogKeeper(settings.stores.root, stores.metadata.containers, stores.exchange)
-        stack.callback(keeper.close)
-        await asyncio.to_thread(keeper.sweep)
+        stack.callback((await asyncio.to_thread(keep_logs, settings, stores)).close)
         mounts = await asyncio.to_thread(MountManager, settings.stores.root, settings.runtime.state)
         stack.push_async_callback(asyncio.to_thread, mounts.close)
         streams = StreamManager(asyncio.get_running_loop())
@@ -170,6 +168,13 @@ async def open_stores(settings: DaemonSettings, stack: contextlib.AsyncExitStack
     stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
     check_required(all_rows(settings, stores), settings.required_plugins)
     return stores
+
+
+def keep_logs(settings: DaemonSettings, stores: Stores) -> LogKeeper:
+    """What removes the logs of containers that are deleted; those that a crash left go now."""
+    keeper = LogKeeper(settings.stores.root, stores.metadata.containers, stores.exchange)
+    keeper.sweep()
+    return keeper
 
 
 async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) -> TaskManager:
