@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from kontti.engine.logs import LogKeeper
+from kontti.events.exchange import LocalExchange
 from kontti.linux import process
 from kontti.logs.reader import Query, read
+from kontti.metadata.base import Container
+from kontti.shim.log_writer import LogWriter
+from kontti.wire.log_uri import Limits
 from tests.root.test_kontti_cli import IMAGE, Cli
 from tests.root.test_kontti_cli import kontti as kontti
 from tests.support import daemons, images
@@ -213,6 +218,28 @@ def test_a_log_that_a_crash_left_is_swept(here: Host) -> None:
     here.start()
     assert not orphan.exists()
     assert here.out("containers", "logs", "stays") == "stays\n"
+
+
+def test_a_lost_database_takes_no_log_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "default" / "box"
+    LogWriter(str(folder), Limits()).close()
+    known: list[str] = []
+
+    class Records:
+        def list(self) -> list[Container]:
+            return [Container(id=id) for id in known]
+
+    keeper = LogKeeper(str(tmp_path), lambda _scope: Records(), LocalExchange())
+    keeper.sweep()
+    assert folder.exists()
+    known.append("other")
+    writer = LogWriter(str(folder), Limits())
+    keeper.sweep()
+    assert folder.exists()
+    writer.close()
+    keeper.sweep()
+    assert not folder.exists()
+    keeper.close()
 
 
 def test_a_person_is_told_where_things_are(here: Host) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from kontti.engine.values import Options, Sink
 from kontti.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -113,22 +113,25 @@ class LogKeeper:
         Logs(self._root, Scope.of(envelope.namespace)).remove(id)
 
     def sweep(self) -> None:
-        """Remove the logs of containers that are no more: a crash may have left them."""
-        top = os.path.join(self._root, log_uri.FOLDER)
-        for namespace in _names(top):
-            for id in _names(os.path.join(top, namespace)):
-                self._sweep(namespace, id)
+        """Remove the logs of containers that are no more: a crash may have left them.
 
-    def _sweep(self, namespace: str, id: str) -> None:
-        try:
-            check_identifier(id, "container id")
-            scope = Scope.of(namespace)
-        except InvalidArgument:
-            return  # somebody else's folder
-        try:
-            self._containers(scope).get(id)
-        except NotFound:
-            Logs(self._root, scope).remove(id)
+        A namespace without any container is left alone: the records may be what is lost.
+        """
+        for namespace in _names(os.path.join(self._root, log_uri.FOLDER)):
+            try:
+                scope = Scope.of(namespace)
+            except InvalidArgument:
+                continue  # somebody else's folder
+            known = {container.id for container in self._containers(scope).list()}
+            if known:
+                self._sweep(scope, known)
+
+    def _sweep(self, scope: Scope, known: Set[str]) -> None:
+        top = os.path.join(self._root, log_uri.FOLDER, scope.namespace)
+        for id in _names(top):
+            folder = os.path.join(top, id)
+            if id not in known and os.path.isdir(folder) and not log_files.written_to(folder):
+                log_files.remove_all(folder)
 
     def close(self) -> None:
         """Hear no more."""
