@@ -36,10 +36,11 @@ def pss(pid: int) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that it started."""
+    """A process and all that it started, from whichever of its threads."""
     found = [pid]
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += descendants(int(child))
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            found += descendants(int(child))
     return found
 
 

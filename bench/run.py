@@ -17,6 +17,7 @@ from tests.support.daemons import Daemon
 from bench.fixtures import fresh_ext4, many_files_layer
 from bench.measure import Comparison, interleaved, timed, timed_together
 from bench.memory import Footprint, daemon_pss, footprint, pss, shims_of
+from bench.pauses import measure as pauses_of
 from bench.report import render
 
 SMALL = "docker.io/library/busybox:bench"
@@ -130,12 +131,14 @@ def main() -> None:
         large.write_bytes(images.archive(images.build([many_files_layer()]), LARGE))
         with fresh_ext4(base) as disk:
             results, footprints = compare(disk, small, large, options)
+            print("collection")
+            pauses = pauses_of(disk)
     peers = [
         version_of("containerd", "--version"),
         version_of("runc", "--version"),
         version_of("crun", "--version"),
     ]
-    RESULTS.write_text(render(results, footprints, machine(), peers))
+    RESULTS.write_text(render(results, footprints, machine(), peers, pauses))
     print(RESULTS.read_text())
 
 

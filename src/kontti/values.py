@@ -101,6 +101,21 @@ class Resource:
     type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What lives in memory or outside the database and is collected with it, as its owner tells.
+
+    A ``root`` needs nobody to refer to it; ``serial`` tells it from a later one of its key.
+    """
+
+    namespace: str
+    key: str
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    lease: str = ""
+    root: bool = False
+    serial: int = 0
+
+
 def check_identifier(text: str, what: str = "") -> str:
     """``text`` if it may name a namespace, container or exec; raises InvalidArgument otherwise.
 

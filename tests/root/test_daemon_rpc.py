@@ -42,10 +42,6 @@ def services() -> Iterator[ServiceDescriptor]:
 SERVICES = {service.full_name: service for service in services()}
 METHODS = [method for service in SERVICES.values() for method in service.methods]
 BUILT = {
-    "containerd.services.mounts.v1.Mounts": False,
-    "containerd.services.sandbox.v1.Store": False,
-    "containerd.services.sandbox.v1.Controller": False,
-    "containerd.services.streaming.v1.Streaming": False,
     "containerd.services.transfer.v1.Transfer": False,
 }
 
@@ -146,7 +142,17 @@ SCOPED = [
     m
     for m in METHODS
     if m.containing_service.name
-    in ("Containers", "Content", "Images", "Leases", "Snapshots", "Tasks", "Diff")
+    in (
+        "Containers",
+        "Content",
+        "Images",
+        "Leases",
+        "Snapshots",
+        "Tasks",
+        "Diff",
+        "Mounts",
+        "Store",
+    )
 ]
 
 

@@ -22,9 +22,9 @@ import grpc.aio
 
 from kontti.errors import Error
 from kontti.runtime.ttrpc import TtrpcClient
-from kontti.services.rpc import status_of
 from kontti.wire.protobuf import Message
 
+STATUS = {status.value[0]: status for status in grpc.StatusCode}
 METHODS = (
     "State", "Create", "Start", "Delete", "Pids", "Pause", "Resume", "Checkpoint", "Kill", "Exec",
     "ResizePty", "CloseIO", "Update", "Wait", "Stats", "Connect", "Shutdown",
@@ -114,7 +114,7 @@ async def serve(inner: str, path: str) -> None:
                 call = f"containerd.task.v3.Task/{method}"
                 return (await client.call(call, Raw(request), Raw, None)).data
             except Error as error:
-                await context.abort(status_of(error), error.message)
+                await context.abort(STATUS[error.code], error.message)
                 raise
             finally:
                 if method == "Shutdown":

@@ -101,7 +101,9 @@ class Host:
         """What a failed command must leave: no container, task or lease, and no mount."""
         kinds = {kind: self.out(kind, "ls", "-q") for kind in ("containers", "tasks", "leases")}
         left = {kind: ids for kind, ids in kinds.items() if ids.strip()}
-        mounted = daemons.mounts(self.base)
+        # where the mount manager mounts is bound on itself for as long as the daemon runs
+        own = "/io.containerd.mount-manager.v1.bolt/t"
+        mounted = [path for path in daemons.mounts(self.base) if not path.endswith(own)]
         return {**left, **({"mounts": "\n".join(mounted)} if mounted else {})}
 
     def clean(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -32,8 +33,9 @@ class Client:
         self._answers: dict[int, Response] = {}
 
     def send(self, method: str, request: Message) -> int:
-        """Ask; the stream that will carry the answer."""
-        stream, frame = self._streams.call(self._service + method, request.encode(), {})
+        """Ask; the stream that will carry the answer. Of another service with its name and /."""
+        name = method if "/" in method else self._service + method
+        stream, frame = self._streams.call(name, request.encode(), {})
         self._socket.sendall(frame)
         return stream
 
@@ -92,7 +94,8 @@ class Events:
                 continue
             for frame in self._peers[ready].feed(data):
                 self._hear(ForwardRequest.decode(frame.request().payload))
-                ready.sendall(encode_response(frame.stream, Response(status=Status())))
+                with contextlib.suppress(BrokenPipeError):  # the shim ends when it has told all
+                    ready.sendall(encode_response(frame.stream, Response(status=Status())))
 
     def _hear(self, request: ForwardRequest) -> None:
         if request.envelope is not None:

@@ -52,10 +52,14 @@ ORIGINAL = {
     "images tag": "force",
     "content ingest": "expected-size expected-digest",
     "leases create": "id expires",
+    "snapshots mounts": "temp",
     "snapshots prepare": "target mounts",
     "containers delete": "keep-snapshot",
     "containers info": "spec",
     "namespaces remove": "cgroup",
+    "sandboxes run": "runtime",
+    "sandboxes list": "filters",
+    "sandboxes remove": "force",
 }
 
 

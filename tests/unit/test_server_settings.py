@@ -59,9 +59,19 @@ def test_shims_are_told_of_the_sockets(tmp_path: Path) -> None:
     assert made.runtime == RuntimeSettings(
         root="/r", state="/s", socket_dir="/d", ttrpc_address="/a.sock.ttrpc",
         grpc_address="/a.sock", environment=("A=b",),
+        log_options=(("max-size", "10m"), ("max-file", "5"), ("compress", "true")),
     )  # fmt: skip
     assert (made.stores.root, made.ttrpc.address) == ("/r", "/a.sock.ttrpc")
     assert settings(tmp_path).runtime.socket_dir == "/run/containerd/s"
+
+
+def test_how_much_of_output_is_kept_is_told(tmp_path: Path) -> None:
+    table = "[plugins.'io.containerd.internal.v1.kontti-log']\n"
+    made = settings(tmp_path, f"{table}max_size = '64k'\nmax_file = 2\ncompress = false\n")
+    wanted = (("max-size", "64k"), ("max-file", "2"), ("compress", "false"))
+    assert made.runtime.log_options == wanted
+    with pytest.raises(InvalidArgument, match="max-size '9x' is not a size"):
+        settings(tmp_path, f"{table}max_size = '9x'\n")
 
 
 def test_a_socket_in_use_is_left_alone() -> None:

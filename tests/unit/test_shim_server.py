@@ -11,7 +11,7 @@ import pytest
 from kontti.errors import Error, NotFound
 from kontti.shim import server as module
 from kontti.shim.loop import Loop
-from kontti.shim.server import Connection
+from kontti.shim.server import SERVICES, Connection
 from kontti.wire.messages.google import Empty
 from kontti.wire.protobuf import Message
 from kontti.wire.ttrpc import DATA, HEADER, MAX_DATA, REQUEST, ClientStreams, Decoder, encode_frame
@@ -30,7 +30,9 @@ class Served:
         self.peer.settimeout(5)
         ours.setblocking(False)
         self.siblings: set[Connection] = set()
-        self.connection = Connection(cast(Loop, self.hand), ours, self.handle, self.siblings)
+        self.connection = Connection(
+            cast(Loop, self.hand), ours, dict.fromkeys(SERVICES, self.handle), self.siblings
+        )
         self.siblings.add(self.connection)
         self.held: list[Answer] = []
         self.streams = ClientStreams()

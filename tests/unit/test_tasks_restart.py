@@ -66,3 +66,7 @@ def test_log_uri() -> None:
     assert log_uri(labels(loguri="file:///a")) == "file:///a"
     assert log_uri(labels(logpath="/b")) == "file:///b"
     assert log_uri({}) == ""
+    before = {"kontti.io/log-uri": "kontti-log:///c"}
+    assert log_uri(before) == "kontti-log:///c"
+    assert log_uri({**before, **labels(loguri="file:///a")}) == "file:///a"
+    assert log_uri({"kontti.io/log-uri": "none"}) == ""

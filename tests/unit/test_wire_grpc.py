@@ -29,7 +29,7 @@ from kontti.errors import (
 )
 from kontti.wire.grpc import MAX_MESSAGE, CallEnded, ClientConnection, MessageReceived
 from kontti.wire.hpack import encode
-from kontti.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM
+from kontti.wire.http2_frames import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM
 from tests.support.http2 import Frame, frames
 from tests.support.shims import short_folder
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kontti.wire.hpack import MAX_HEADERS, MAX_TABLE, STATIC, Decoder, HeaderError, Huffman, encode
+from kontti.wire.hpack import (
+    _LENGTHS,
+    MAX_HEADERS,
+    MAX_TABLE,
+    STATIC,
+    Decoder,
+    HeaderError,
+    Huffman,
+    encode,
+)
 
 Headers = list[tuple[str, str]]
 DATE = ("date", "Mon, 21 Oct 2013 20:13:21 GMT")
@@ -289,3 +298,42 @@ def test_any_bytes_decode_or_are_refused(block: bytes) -> None:
     except HeaderError:
         return
     assert all(isinstance(part, str) for header in headers for part in header)
+
+
+def test_a_block_means_what_the_table_says_now() -> None:
+    """Blocks that were met before are not read again, as long as the table stays as it is."""
+    decoder = Decoder()
+    assert decoder.decode(literal("a", "1")) == [("a", "1")]
+    for _ in range(3):
+        assert decoder.decode(b"\xbe") == [("a", "1")]
+    # the same bytes add the same entry each time
+    decoder.decode(literal("a", "2"))
+    assert decoder.decode(b"\xbe\xbf") == [("a", "2"), ("a", "1")]
+    decoder.decode(literal("a", "2"))
+    assert decoder.decode(b"\xbe\xbf") == [("a", "2"), ("a", "2")]
+    # a change of size alone, and back
+    assert decoder.decode(b"\x20\x3f\xe1\x1f") == []
+    with pytest.raises(HeaderError, match="no entry 62"):
+        decoder.decode(b"\xbe\xbf")
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    decoder = Decoder()
+    for n in range(1000):
+        decoder.decode(literal("n", str(n), 0x10))
+        Huffman.decode(packed(CODES["a"][0] * (n % 40 + 1) + CODES["t"][0] * (n // 40)))
+    assert len(decoder._known) <= 64
+    assert len(Huffman._known) <= 512
+
+
+@given(st.text(st.characters(max_codepoint=255), min_size=1, max_size=60))
+def test_huffman_of_any_string(text: str) -> None:
+    lengths = [ord(c) - ord("A") + 5 for c in _LENGTHS]
+    codes, code, previous = {}, 0, 0
+    for symbol in sorted(range(257), key=lambda s: (lengths[s], s)):
+        code <<= lengths[symbol] - previous
+        previous = lengths[symbol]
+        codes[symbol] = f"{code:0{previous}b}"
+        code += 1
+    data = text.encode("latin-1")
+    assert Huffman.decode(packed("".join(codes[byte] for byte in data))) == data

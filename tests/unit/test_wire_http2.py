@@ -15,7 +15,8 @@ from kontti.errors import (
     Unavailable,
 )
 from kontti.wire.hpack import Decoder, encode
-from kontti.wire.http2 import (
+from kontti.wire.http2 import Http2Connection
+from kontti.wire.http2_frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -37,7 +38,6 @@ from kontti.wire.http2 import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
-    Http2Connection,
     Received,
 )
 from tests.support.http2 import Frame, frames

@@ -14,6 +14,7 @@ from kontti.cmd.ctr.main import print_flags
 from kontti.config import dump
 from kontti.config.load import Overrides, load
 from kontti.errors import Error
+from kontti.linux import libc
 from kontti.server.daemon import serve
 from kontti.server.logging import set_up
 from kontti.server.settings import settings_of
@@ -93,6 +94,8 @@ def overrides(call: Call) -> Overrides:
 
 def run(call: Call) -> int:
     """Serve."""
+    # a heap for each thread would hold more than the threads ever share out
+    libc.mallopt(libc.M_ARENA_MAX, 1)
     config = load(config_path(call), overrides(call))
     set_up(config.debug.level, config.debug.format)
     for warning in config.warnings:

@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 
 from kontti.config.duration import MILLISECOND, SECOND, Duration
 from kontti.errors import InvalidArgument
+from kontti.wire.log_uri import Limits
 
 MESSAGE_SIZE = 16 << 20
 _AT_ONCE, _SOON, _TEN_SECONDS = Duration(0), Duration(100 * MILLISECOND), Duration(10 * SECOND)
@@ -141,6 +142,28 @@ class ImageVerifier:
     bin_dir: str = "/opt/containerd/image-verifier/bin"
     max_verifiers: int = 10
     per_verifier_timeout: Duration = _TEN_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class LogDriver:
+    """How much of a container's output is kept, where its ``kontti-log`` URI does not say."""
+
+    URI: ClassVar[str] = "io.containerd.internal.v1.kontti-log"
+    max_size: str = "10m"
+    max_file: int = 5
+    compress: bool = True
+
+    def options(self) -> tuple[tuple[str, str], ...]:
+        """As a URI has them."""
+        compress = "true" if self.compress else "false"
+        return (
+            ("max-size", self.max_size),
+            ("max-file", str(self.max_file)),
+            ("compress", compress),
+        )
+
+    def __post_init__(self) -> None:
+        Limits().changed(dict(self.options()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +299,6 @@ class StreamProcessor:
 
 PLUGINS: tuple[type[Section], ...] = (
     Bolt, CgroupMonitor, DebugServer, DiffService, Erofs, GcScheduler, Grpc, GrpcPrometheus,
-    GrpcTcp, ImageVerifier, MetricsServer, Native, Opt, Overlayfs, Restart, RuntimeTask,
+    GrpcTcp, ImageVerifier, LogDriver, MetricsServer, Native, Opt, Overlayfs, Restart, RuntimeTask,
     ShimManager, TransferLocal, Ttrpc,
 )  # fmt: skip

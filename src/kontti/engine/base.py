@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kontti.metadata.base import Containers
 from kontti.namespaces import Scope
-from kontti.tasks.base import Tasks
+from kontti.tasks.base import Stdio, Tasks
 from kontti.transfer.base import Stores
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class Core(Protocol):
 
     def wait_for(self, work: Coroutine[Any, Any, T], timeout: float | None = CALL_SECONDS) -> T:
         """Do ``work`` of the tasks; raises DeadlineExceeded after ``timeout`` seconds."""
+        ...
+
+    def streams(self, stdio: Stdio) -> Stdio:
+        """``stdio`` as whoever has the tasks understands it: a log has a URI of our own."""
         ...
 
     def collect(self, scope: Scope) -> None:

@@ -27,7 +27,7 @@ from kontti.oci.security import with_default_seccomp, with_privileged
 from kontti.transfer.base import Selection, Unpacking
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import unpack
-from kontti.values import AnyValue, Mount
+from kontti.values import EMPTY, AnyValue, Mount
 from kontti.wire.typeurl import SPEC_URL
 
 if TYPE_CHECKING:
@@ -35,13 +35,19 @@ if TYPE_CHECKING:
 
 
 def make(
-    core: Core, scope: Scope, image: Image, command: Sequence[str], chosen: Options
+    core: Core,
+    scope: Scope,
+    image: Image,
+    command: Sequence[str],
+    chosen: Options,
+    *,
+    labels: Mapping[str, str] = EMPTY,
 ) -> tuple[Container, list[Mount]]:
     """A container of ``image`` and the mounts of its root; a failure leaves nothing."""
     content = core.stores.content(scope)
     _, manifest = find_manifest(content, image.target, only(default()))
     config = read_config(content, manifest.config)
-    id = chosen.name or secrets.token_hex(6)
+    id = chosen.name or new_id()
     with leased(core.stores, scope) as held:
         ensure_unpacked(core, held, image, config, chosen.snapshotter)
         snapshots = core.stores.snapshots(held, chosen.snapshotter)
@@ -59,12 +65,18 @@ def make(
                     **chosen.labels,
                     STOP_SIGNAL_LABEL: config.run.stop_signal or "SIGTERM",
                     COMMAND_LABEL: " ".join(json.loads(spec)["process"]["args"])[:1000],
+                    **labels,
                 },
             )
             return core.stores.containers(held).create(record), mounts
         except BaseException:
             snapshots.remove(id)
             raise
+
+
+def new_id() -> str:
+    """A name for a container that was given none."""
+    return secrets.token_hex(6)
 
 
 def ensure_unpacked(

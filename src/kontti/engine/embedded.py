@@ -18,6 +18,7 @@ from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
+from kontti.tasks.base import Stdio
 from kontti.tasks.manager import TaskManager
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class EmbeddedCore:
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""
         return self.opened.transfer_parts()
+
+    def streams(self, stdio: Stdio) -> Stdio:
+        """The task manager here understands all of it."""
+        return stdio
 
     def collect(self, scope: Scope) -> None:
         """What nothing in any namespace needs is off the disk after this."""

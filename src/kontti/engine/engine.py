@@ -6,15 +6,15 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
 from kontti.engine import lookup
 from kontti.engine.image_calls import ImageCalls
 from kontti.engine.life import Life, stop_signal
-from kontti.engine.logs import Logs, tail_offset
+from kontti.engine.logs import Logs, query, tee
 from kontti.engine.processes import Processes
 from kontti.engine.stdio import Streams
 from kontti.engine.values import (
@@ -27,17 +27,21 @@ from kontti.engine.values import (
     Usage,
 )
 from kontti.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from kontti.logs.output import Shown
+from kontti.logs.reader import read
 from kontti.metadata.base import Container
 from kontti.namespaces import DEFAULT, Scope
+from kontti.shim.log_writer import LogWriter
 from kontti.tasks.base import Stdio
 from kontti.values import Mount
+from kontti.wire.log_record import STREAMS
+from kontti.wire.log_uri import LABEL, is_log
 
 if TYPE_CHECKING:
     from kontti.engine.base import Core
     from kontti.engine.files import Files
 
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
-FOLLOW_SECONDS = 0.1
 
 
 class Engine(ImageCalls):
@@ -118,9 +122,9 @@ class Engine(ImageCalls):
         with contextlib.ExitStack() as undo:
             undo.callback(self.remove, id, force=True)
             with contextlib.ExitStack() as stack:
-                if not remove:
-                    log = stack.enter_context(open(self._logs.make(id), "ab", buffering=0))
-                    sinks = [_tee(sink, log) for sink in sinks]
+                if log := None if remove else self._logs.writer(record):
+                    stack.callback(log.close, wait=True)
+                    sinks = [tee(s, log, name) for s, name in zip(sinks, STREAMS, strict=True)]
                 streams = stack.enter_context(Streams(self._fifos, sinks[0], sinks[1], input))
                 self.processes.create(id, mounts, streams.stdio)
                 code = self.processes.attend(id, streams)
@@ -143,11 +147,14 @@ class Engine(ImageCalls):
         from kontti.engine import restarts
 
         record, mounts = self._make(image, command, options)
+        uri = record.labels[LABEL]
+        log = uri if is_log(uri) else ""
         try:
-            log = f"file://{self._logs.make(record.id)}"
             self.processes.create(record.id, mounts, stdio or Stdio(stdout=log, stderr=log))
             self.processes.start(record.id)
-            wanted = restarts.labels_of(options.restart if options else "", log)
+            wanted = restarts.labels_of(
+                options.restart if options else "", self._core.streams(Stdio(stdout=log)).stdout
+            )
             if wanted:
                 self._life.label(record, wanted)
         except BaseException:
@@ -162,8 +169,10 @@ class Engine(ImageCalls):
 
         chosen = options or Options()
         restarts.check(self._core, chosen.restart)
+        chosen = replace(chosen, name=chosen.name or containers.new_id())
+        labels = {LABEL: self._logs.uri(chosen.name, chosen)}
         found = images.find(self._core, self._scope, image)
-        return containers.make(self._core, self._scope, found, command, chosen)
+        return containers.make(self._core, self._scope, found, command, chosen, labels=labels)
 
     def exec(
         self,
@@ -215,7 +224,8 @@ class Engine(ImageCalls):
 
     def inspect(self, id: str) -> dict[str, object]:
         """All that is recorded of a container, its OCI spec included."""
-        return lookup.details(self._record(id), self.container(id), self._logs.path(id))
+        record = self._record(id)
+        return lookup.details(record, self.container(id), record.labels.get(LABEL, ""))
 
     def usage(self, *ids: str) -> list[Usage]:
         """What these containers have used so far, or all that run."""
@@ -300,35 +310,41 @@ class Engine(ImageCalls):
         """Remove a container with its files and output; one that runs only with ``force``."""
         self._life.remove(self._record(id), force=force)
 
-    def logs(self, id: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
-        """What a kept container wrote, stdout and stderr in one; ``follow`` goes on to its end."""
-        self._record(id)
-        with open(self.log_path(id), "rb") as file:
-            if tail is not None:
-                file.seek(tail_offset(file, tail))
-            while True:
-                over = not follow or self.container(id).status not in lookup.LIVE
-                while data := file.read(1 << 16):
-                    yield data
-                if over:
-                    return
-                time.sleep(FOLLOW_SECONDS)
+    def logs(
+        self,
+        id: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: str = "",
+        until: str = "",
+        timestamps: bool = False,
+        stream: str = "",
+    ) -> Iterator[bytes]:
+        """What a kept container wrote, both streams or one (``stdout``, ``stderr``), in pieces.
 
-    def log_path(self, id: str) -> str:
-        """The file that ``logs`` reads; raises NotFound."""
-        self._record(id)
-        path = self._logs.path(id)
-        if not os.path.exists(path):
-            raise NotFound(f"output of container {id}")
-        return path
+        ``follow`` goes on to its end; ``tail`` gives the last lines; ``since`` and ``until`` are
+        times (``2006-01-02T15:04:05Z``) or how long ago (``10m``). Raises NotFound,
+        FailedPrecondition where nothing is kept, DataLoss.
+        """
+        wanted = query(
+            follow=follow,
+            tail=tail,
+            since=since,
+            until=until,
+            stream=stream,
+            ended=lambda: self.container(id).status not in lookup.LIVE,
+        )
+        shown = Shown(timestamps=timestamps)
+        return map(shown.text, read(self.log_folder(id), wanted))
 
+    def log_folder(self, id: str) -> str:
+        """The folder that ``logs`` reads; raises NotFound, FailedPrecondition."""
+        return self._logs.folder(self._record(id))
 
-def _tee(sink: Sink, log: BinaryIO) -> Sink:
-    def both(data: bytes) -> None:
-        log.write(data)
-        sink(data)
-
-    return both
+    def log_writer(self, id: str) -> LogWriter | None:
+        """To keep what a container writes to FIFOs of the caller's; None to keep nothing."""
+        return self._logs.writer(self._record(id))
 
 
 def _embedded(root: str, state: str) -> Core:

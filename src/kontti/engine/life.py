@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from kontti.namespaces import Scope
 from kontti.tasks import labels
 from kontti.tasks.base import Stdio
 from kontti.values import Mount
+from kontti.wire.log_uri import LABEL, is_log
 
 
 class Life:
@@ -75,8 +75,8 @@ class Life:
             self.label(record, {labels.STATUS: "running", labels.EXPLICITLY_STOPPED: ""})
 
     def _create_again(self, record: Container) -> None:
-        path = self._logs.path(record.id)
-        log = f"file://{path if os.path.exists(path) else self._logs.make(record.id)}"
+        uri = record.labels.get(LABEL, "")
+        log = uri if is_log(uri) else ""
         mounts: Sequence[Mount] = ()
         if record.snapshot_key:
             snapshots = self._core.stores.snapshots(self._scope, record.snapshotter)

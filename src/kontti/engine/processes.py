@@ -28,7 +28,7 @@ class Processes:
 
     def create(self, id: str, mounts: Sequence[Mount], stdio: base.Stdio) -> None:
         """Make the first process, waiting to be started."""
-        options = base.CreateOptions(rootfs=mounts, stdio=stdio)
+        options = base.CreateOptions(rootfs=mounts, stdio=self._core.streams(stdio))
         self._core.wait_for(self._tasks.create(self._scope, id, options))
 
     def add(

@@ -12,12 +12,21 @@ from kontti.client.stores import RemoteStores
 from kontti.client.tasks import Call, RemoteTasks, drive
 from kontti.engine.base import CALL_SECONDS
 from kontti.namespaces import Scope
+from kontti.tasks.base import Stdio
+from kontti.tasks.streams import for_task
+from kontti.wire import log_uri
+from kontti.wire.messages.services.introspection.v1.introspection import (
+    PluginsRequest,
+    PluginsResponse,
+)
 from kontti.wire.protobuf import Message
 
 if TYPE_CHECKING:
     from kontti.transfer.parts import Parts
 
 T = TypeVar("T")
+PLUGINS = "containerd.services.introspection.v1.Introspection/Plugins"
+LOG_PLUGIN = "type==io.containerd.internal.v1,id==kontti-log"
 
 
 class RemoteCore:
@@ -31,6 +40,7 @@ class RemoteCore:
     def __init__(self, address: str, scope: Scope) -> None:
         self.stores = RemoteStores(address)
         self.tasks = RemoteTasks()
+        self._scope = scope
         self.stores.client(scope)
 
     def transfer_parts(self) -> Parts:
@@ -47,6 +57,17 @@ class RemoteCore:
         client = self.stores.client(call.scope)
         answer: Message = client.unary(call.method, call.request, call.response, timeout=timeout)
         return answer
+
+    def streams(self, stdio: Stdio) -> Stdio:
+        """For a daemon that is not kontti's, a log is written by our logger."""
+        if not log_uri.is_log(stdio.stdout) or self._keeps_logs():
+            return stdio
+        return for_task(stdio, {}, own=False)
+
+    def _keeps_logs(self) -> bool:
+        request = PluginsRequest(filters=[LOG_PLUGIN])
+        client = self.stores.client(self._scope)
+        return bool(client.unary(PLUGINS, request, PluginsResponse).plugins)
 
     def collect(self, scope: Scope) -> None:
         """The end of a lease is what a client can have the daemon collect after."""

@@ -88,7 +88,8 @@ class Options:
     image's own, with ``:group``; ``memory`` bytes and ``cpus`` a share of processors, 0 for no
     limit. Seccomp's default profile is in force unless ``privileged``. ``restart`` is ``always``,
     ``unless-stopped`` or ``on-failure[:most]``, for a daemon to see to. ``runtime`` "" is the
-    built-in one.
+    built-in one. ``log_driver`` is ``cri`` or ``none``; ``log_options`` are max-size (``10m``),
+    max-file and compress.
     """
 
     name: str = ""
@@ -107,6 +108,8 @@ class Options:
     runtime: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     restart: str = ""
+    log_driver: str = "cri"
+    log_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 16, 128, 1 <
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP = 0x80, 0x20000, 0x2000000
 CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x4000000, 0x8000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+# malloc.h
+M_ARENA_MAX = -8
 # sys/prctl.h
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 # flags of openat2(2)
@@ -125,6 +127,13 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     if result < 0:
         raise _fail("prctl")
     return result
+
+
+def mallopt(param: int, value: int) -> None:
+    """mallopt(3), where the C library has it."""
+    with_it = getattr(_libc, "mallopt", None)
+    if with_it is not None:
+        with_it(param, value)
 
 
 def syncfs(fd: int) -> None:

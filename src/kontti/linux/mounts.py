@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from kontti.errors import InvalidArgument, Unimplemented
+from kontti.errors import InvalidArgument
 from kontti.linux import libc
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ def parse_options(options: Sequence[str]) -> tuple[int, int, list[str]]:
         elif option in PROPAGATION:
             propagation = PROPAGATION[option]
         elif option == "loop":
-            raise Unimplemented("mount option loop")
+            continue  # who mounts a file has a device for it
         else:
             data.append(option)
     return flags, propagation, data
@@ -159,6 +159,9 @@ class _target:  # noqa: N801 used as a function
 def mount_one(mount: MountLike, target: str) -> None:
     """Make one mount at ``target``."""
     flags, propagation, data = parse_options(mount.options)
+    if "loop" in mount.options:
+        _mount_file(mount, target)
+        return
     if flags & libc.MS_BIND:
         _bind(mount.source, target, flags)
     elif mount.type == "overlay" and len(",".join(data)) >= PAGE - 1:
@@ -169,6 +172,15 @@ def mount_one(mount: MountLike, target: str) -> None:
         libc.mount(mount.source, target, mount.type, flags, ",".join(data))
     if propagation:
         libc.mount(None, target, None, propagation, None)
+
+
+def _mount_file(mount: MountLike, target: str) -> None:
+    """Mount a file by a loop device, which goes when it is unmounted."""
+    from kontti.linux import loop
+
+    options = [option for option in mount.options if option != "loop"]
+    with loop.attach(mount.source, readonly="ro" in options) as device:
+        mount_one(_Plain(mount.type, device.path, mount.target, options), target)
 
 
 def _bind(source: str, target: str, flags: int) -> None:

@@ -13,7 +13,9 @@ from kontti.content.base import Store as ContentStore
 from kontti.content.locks import Held, NamedLocks
 from kontti.errors import InvalidArgument, NotFound
 from kontti.events.base import Publisher
+from kontti.metadata.base import Collector
 from kontti.metadata.database import Database
+from kontti.metadata.gc import Type
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
 from kontti.values import Digest, Resource
@@ -100,6 +102,8 @@ class Backing:
     in_flight: InFlight = field(default_factory=InFlight)
     leftovers: threading.Event = field(default_factory=threading.Event)
     """A backend may hold what no record names: the next collection looks through all of it."""
+    collectors: dict[Type, Collector] = field(default_factory=dict)
+    """Who keeps what is collected with the records and has none."""
     unclean: set[str] = field(default_factory=set)
     """Snapshotters that removed something and have not freed it: the next collection has them."""
 

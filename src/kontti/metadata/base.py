@@ -6,14 +6,14 @@ Acknowledged is durable: a method that returns has its transaction synced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kontti.content.base import Store as ContentStore
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
-from kontti.values import EMPTY, AnyValue, Descriptor, Resource
+from kontti.values import EMPTY, AnyValue, Descriptor, Held, Resource
 
 EMPTY_ANY: Mapping[str, AnyValue] = {}
 
@@ -53,6 +53,21 @@ class Container:
     updated_at: int = 0
     extensions: Mapping[str, AnyValue] = field(default_factory=lambda: EMPTY_ANY)
     sandbox: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What containers of a group share. ``sandboxer`` names the controller that runs it."""
+
+    id: str
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    runtime: str = ""
+    runtime_options: AnyValue | None = None
+    spec: AnyValue | None = None
+    sandboxer: str = ""
+    created_at: int = 0
+    updated_at: int = 0
+    extensions: Mapping[str, AnyValue] = field(default_factory=lambda: EMPTY_ANY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +111,16 @@ class Containers(Protocol):
     def delete(self, id: str) -> None: ...
 
 
+class Sandboxes(Protocol):
+    """Sandboxes by id."""
+
+    def get(self, id: str) -> Sandbox: ...
+    def list(self, filters: Sequence[str] = ()) -> Sequence[Sandbox]: ...
+    def create(self, sandbox: Sandbox) -> Sandbox: ...
+    def update(self, sandbox: Sandbox, paths: Sequence[str] = ()) -> Sandbox: ...
+    def delete(self, id: str) -> None: ...
+
+
 class Leases(Protocol):
     """Leases by id."""
 
@@ -118,6 +143,18 @@ class Collected:
     seconds: float = 0.0
 
 
+class Collector(Protocol):
+    """Keeps what is collected together with the records that refer to it; from any thread."""
+
+    def held(self) -> Sequence[Held]:
+        """All there is; what is not finished yet is left out."""
+        ...
+
+    def collect(self, garbage: Iterable[Held]) -> None:
+        """Take away what nothing refers to; a failure is left to the next collection."""
+        ...
+
+
 class Metadata(Protocol):
     """The database and the stores behind it."""
 
@@ -130,6 +167,7 @@ class Metadata(Protocol):
 
     def images(self, scope: Scope) -> Images: ...
     def containers(self, scope: Scope) -> Containers: ...
+    def sandboxes(self, scope: Scope) -> Sandboxes: ...
     def content(self, scope: Scope) -> ContentStore: ...
     def snapshots(self, scope: Scope, snapshotter: str) -> Snapshotter:
         """Raises InvalidArgument for a snapshotter that is not loaded."""

@@ -1,18 +1,15 @@
-"""Garbage collection: mark in one transaction, then delete what nobody refers to."""
+"""Garbage collection: find what nobody refers to, forget it, delete it; others hardly wait."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 
-from kontti.metadata.backing import Backing, now
+from kontti.metadata.backing import Backing
 from kontti.metadata.base import Collected
-from kontti.metadata.database import load
-from kontti.metadata.gc import Graph, Node, Type
-from kontti.metadata.leases import CONTENT, INGESTS, SNAPSHOTS
+from kontti.metadata.changes import recording
+from kontti.metadata.forget import Forgetting, Garbage
+from kontti.metadata.marking import find
 from kontti.metadata.sweep import (
     abort_ingest,
     attempt,
@@ -25,20 +22,6 @@ from kontti.values import Digest
 from kontti.wire.messages.events.content import ContentDelete
 from kontti.wire.messages.events.image import ImageDelete
 from kontti.wire.messages.events.snapshot import SnapshotRemove
-
-
-@dataclass(slots=True)
-class Garbage:
-    """What a mark found: rows are deleted with it, backends afterwards."""
-
-    blobs: list[tuple[str, str]] = field(default_factory=list)
-    snapshots: list[tuple[str, str, str, str]] = field(default_factory=list)
-    images: list[tuple[str, str]] = field(default_factory=list)
-    leases: list[tuple[str, str]] = field(default_factory=list)
-    ingests: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return any((self.blobs, self.snapshots, self.images, self.leases, self.ingests))
 
 
 def collect(backing: Backing) -> Collected:
@@ -60,110 +43,19 @@ def collect(backing: Backing) -> Collected:
 
 
 def mark(backing: Backing) -> Garbage:
-    """Find what is garbage and forget it, as one change.
+    """Find what is garbage and forget it.
 
-    The search holds nobody up: it is done again under the writer's lock only where something was
-    written meanwhile.
+    The search holds nobody up, and sees one state of the database; what is written after that is
+    noted, and saves what it refers to. Records are forgotten in small batches, each before what it
+    refers to: what one that is still there needs is there too.
     """
-    database = backing.database
-    generation = database.generation
-    with database.read() as connection:
-        garbage = find(connection, backing.writers)
-    if not garbage:
-        return garbage
-    with database.write() as connection:
-        if database.generation != generation:
-            garbage = find(connection, backing.writers)
-        delete_rows(connection, garbage)
+    with recording(backing.database) as changes:
+        with backing.database.read() as connection:
+            found = find(connection, backing.collectors)
+        garbage = Garbage()
+        if found.dead or found.held:
+            Forgetting(backing, found, changes).into(garbage)
     return garbage
-
-
-def find(connection: sqlite3.Connection, writers: Container[object] = ()) -> Garbage:
-    """Mark, and list what was not reached. The ingests in ``writers`` are being written."""
-    graph = Graph(now())
-    for namespace, name, digest, labels in connection.execute(
-        "SELECT namespace, name, digest, labels FROM images"
-    ):
-        target = Node(Type.CONTENT, namespace, digest)
-        graph.add(Node(Type.IMAGE, namespace, name), load(labels), [target], root=True)
-    for namespace, id, snapshotter, key, labels in connection.execute(
-        "SELECT namespace, id, snapshotter, snapshot_key, labels FROM containers"
-    ):
-        held = [Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{key}")] if key else []
-        graph.add(Node(Type.CONTAINER, namespace, id), load(labels), held, root=True)
-    blobs = connection.execute("SELECT namespace, digest, labels FROM blobs").fetchall()
-    for namespace, digest, labels in blobs:
-        graph.add(Node(Type.CONTENT, namespace, digest), load(labels), root=False)
-    snapshots = connection.execute(
-        "SELECT namespace, snapshotter, key, backend, parent, labels FROM snapshots"
-    ).fetchall()
-    for namespace, snapshotter, key, _, parent, labels in snapshots:
-        node = Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{key}")
-        graph.add(node, load(labels), root=False)
-        if parent:
-            graph.add_parent(node, Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{parent}"))
-    add_leases(connection, graph)
-    live = graph.reachable()
-    return Garbage(
-        blobs=[(n, d) for n, d, _ in blobs if Node(Type.CONTENT, n, d) not in live],
-        snapshots=[
-            (n, s, k, b)
-            for n, s, k, b, _, _ in snapshots
-            if Node(Type.SNAPSHOT, n, f"{s}/{k}") not in live
-        ],
-        images=[(n.namespace, n.key) for n in graph.expired - live if n.type is Type.IMAGE],
-        leases=[(n.namespace, n.key) for n in graph.expired if n.type is Type.LEASE],
-        ingests=[i for i in dead_ingests(connection, graph.now, live) if i[:2] not in writers],
-    )
-
-
-def add_leases(connection: sqlite3.Connection, graph: Graph) -> None:
-    """Every lease with what it holds."""
-    held: dict[tuple[str, str], list[Node]] = {}
-    for namespace, lease, type, id in connection.execute(
-        "SELECT namespace, lease, type, id FROM lease_resources"
-    ):
-        held.setdefault((namespace, lease), []).append(_resource_node(namespace, type, id))
-    for namespace, id, labels in connection.execute("SELECT namespace, id, labels FROM leases"):
-        graph.add_lease(namespace, id, load(labels), held.get((namespace, id), ()))
-
-
-def _resource_node(namespace: str, type: str, id: str) -> Node:
-    if type == CONTENT:
-        return Node(Type.CONTENT, namespace, id)
-    if type == INGESTS:
-        return Node(Type.INGEST, namespace, id)
-    return Node(Type.SNAPSHOT, namespace, f"{type.removeprefix(SNAPSHOTS)}/{id}")
-
-
-def dead_ingests(
-    connection: sqlite3.Connection, now_ns: int, live: set[Node]
-) -> list[tuple[str, str, str]]:
-    """Ingests whose time is up and that no lease holds."""
-    rows = connection.execute(
-        "SELECT namespace, ref, backend FROM ingests WHERE expires_at <= ?", (now_ns,)
-    )
-    return [(n, r, b) for n, r, b in rows if Node(Type.INGEST, n, r) not in live]
-
-
-def delete_rows(connection: sqlite3.Connection, garbage: Garbage) -> None:
-    """Forget what is garbage."""
-    deletions: tuple[tuple[str, Iterable[tuple[str, ...]]], ...] = (
-        ("DELETE FROM blobs WHERE namespace = ? AND digest = ?", garbage.blobs),
-        (
-            "DELETE FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
-            [row[:3] for row in garbage.snapshots],
-        ),
-        ("DELETE FROM images WHERE namespace = ? AND name = ?", garbage.images),
-        ("DELETE FROM lease_resources WHERE namespace = ? AND lease = ?", garbage.leases),
-        ("DELETE FROM leases WHERE namespace = ? AND id = ?", garbage.leases),
-        (
-            "DELETE FROM ingests WHERE namespace = ? AND ref = ?",
-            [row[:2] for row in garbage.ingests],
-        ),
-    )
-    for statement, rows in deletions:
-        connection.executemany(statement, rows)
 
 
 def sweep(backing: Backing, garbage: Garbage) -> None:
@@ -182,5 +74,8 @@ def sweep(backing: Backing, garbage: Garbage) -> None:
     remove_blobs(backing, (Digest(digest) for _, digest in garbage.blobs))
     for namespace, digest in garbage.blobs:
         publish(namespace, "/content/delete", ContentDelete(digest=digest))
+    for type, held in garbage.held.items():
+        collector = backing.collectors[type]
+        attempt(backing, f"{type.name.lower()}s", partial(collector.collect, held))
     for _, _, ref in garbage.ingests:
         attempt(backing, f"ingest {ref}", partial(abort_ingest, backing, ref))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +11,7 @@ from kontti.errors import AlreadyExists, InvalidArgument, NotFound
 from kontti.filters import Adaptor, parse_all
 from kontti.metadata.backing import Backing, ensure_namespace, now
 from kontti.metadata.base import Container
-from kontti.metadata.database import clean, dump, load
+from kontti.metadata.database import clean, dump, dump_any, dump_anys, load, load_any, load_anys
 from kontti.metadata.gc import lets_go
 from kontti.namespaces import Scope
 from kontti.values import AnyValue, check_identifier, check_labels, merge_labels
@@ -208,13 +206,13 @@ def _to_row(container: Container) -> tuple[object, ...]:
         container.id,
         container.image,
         container.runtime,
-        _dump_any(container.runtime_options),
+        dump_any(container.runtime_options),
         spec.type_url if spec else None,
         spec.value if spec else None,
         container.snapshotter,
         container.snapshot_key,
         dump(container.labels),
-        _dump_anys(container.extensions),
+        dump_anys(container.extensions),
         container.sandbox,
         container.created_at,
         container.updated_at,
@@ -229,28 +227,12 @@ def _from_row(row: tuple[Any, ...]) -> Container:
         labels=load(labels),
         image=image,
         runtime=runtime,
-        runtime_options=_load_any(json.loads(options)) if options else None,
+        runtime_options=load_any(options),
         spec=AnyValue(spec, spec_value) if spec is not None else None,
         snapshotter=snapshotter,
         snapshot_key=snapshot_key,
         created_at=created,
         updated_at=updated,
-        extensions={k: _load_any(v) for k, v in json.loads(extensions).items()},
+        extensions=load_anys(extensions),
         sandbox=sandbox,
     )
-
-
-def _dump_any(value: AnyValue | None) -> str | None:
-    return None if value is None else json.dumps(_plain(value))
-
-
-def _dump_anys(values: Mapping[str, AnyValue]) -> str:
-    return json.dumps({key: _plain(value) for key, value in values.items()})
-
-
-def _plain(value: AnyValue) -> list[str]:
-    return [value.type_url, base64.b64encode(value.value).decode()]
-
-
-def _load_any(plain: list[str]) -> AnyValue:
-    return AnyValue(plain[0], base64.b64decode(plain[1]))

@@ -6,6 +6,7 @@ again may be written with ``durable=False``: it reaches the disk with the next d
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -25,7 +26,7 @@ from kontti.errors import (
 )
 from kontti.metadata.schema import MIGRATIONS
 from kontti.sqlitefile import open_durable
-from kontti.values import EMPTY, check_labels
+from kontti.values import EMPTY, AnyValue, check_labels
 
 BUSY_SECONDS = 10.0
 WRITER_SECONDS = 120.0
@@ -216,3 +217,31 @@ def load(text: str) -> Mapping[str, str]:
 def clean(labels: Mapping[str, str]) -> dict[str, str]:
     """Labels without those of no value: they are not kept, as in containerd."""
     return {key: value for key, value in labels.items() if value != ""}
+
+
+def dump_any(value: AnyValue | None) -> str | None:
+    """A typed value as a column, NULL for none."""
+    return None if value is None else json.dumps(_plain(value))
+
+
+def load_any(text: str | None) -> AnyValue | None:
+    """A typed value from a column."""
+    return _typed(json.loads(text)) if text else None
+
+
+def dump_anys(values: Mapping[str, AnyValue]) -> str:
+    """Named typed values as a column."""
+    return json.dumps({key: _plain(value) for key, value in values.items()})
+
+
+def load_anys(text: str) -> dict[str, AnyValue]:
+    """Named typed values from a column."""
+    return {key: _typed(plain) for key, plain in json.loads(text).items()}
+
+
+def _plain(value: AnyValue) -> list[str]:
+    return [value.type_url, base64.b64encode(value.value).decode()]
+
+
+def _typed(plain: list[str]) -> AnyValue:
+    return AnyValue(plain[0], base64.b64decode(plain[1]))

@@ -26,6 +26,7 @@ REF_CONTENT, REF_SNAPSHOT, REF_IMAGE = (
     PREFIX + "ref.snapshot.",
     PREFIX + "ref.image",
 )
+REF_STREAM, REF_MOUNT = PREFIX + "ref.stream", PREFIX + "ref.mount"
 BREF_CONTENT, BREF_SNAPSHOT = PREFIX + "bref.content", PREFIX + "bref.snapshot."
 BREF_IMAGE, BREF_CONTAINER = PREFIX + "bref.image", PREFIX + "bref.container"
 
@@ -40,6 +41,9 @@ class Type(enum.IntEnum):
     CONTAINER = 4
     INGEST = 5
     LEASE = 6
+    SANDBOX = 7
+    STREAM = 8
+    MOUNT = 9
 
 
 class Node(NamedTuple):
@@ -119,12 +123,11 @@ def references(namespace: str, labels: Mapping[str, str]) -> Iterator[Node]:
     for key, value in labels.items():
         if not key.startswith(PREFIX):
             continue
-        if _is(key, REF_CONTENT):
-            yield Node(Type.CONTENT, namespace, value)
-        elif key.startswith(REF_SNAPSHOT):
+        if key.startswith(REF_SNAPSHOT):
             yield Node(Type.SNAPSHOT, namespace, f"{_snapshotter(key, REF_SNAPSHOT)}/{value}")
-        elif _is(key, REF_IMAGE):
-            yield Node(Type.IMAGE, namespace, value)
+        for prefix, type in _FORWARD:
+            if _is(key, prefix):
+                yield Node(type, namespace, value)
 
 
 def back_references(namespace: str, labels: Mapping[str, str]) -> Iterator[Node]:
@@ -139,6 +142,12 @@ def back_references(namespace: str, labels: Mapping[str, str]) -> Iterator[Node]
                 yield Node(type, namespace, value)
 
 
+_FORWARD = (
+    (REF_CONTENT, Type.CONTENT),
+    (REF_IMAGE, Type.IMAGE),
+    (REF_STREAM, Type.STREAM),
+    (REF_MOUNT, Type.MOUNT),
+)
 _BACK = (
     (BREF_CONTENT, Type.CONTENT),
     (BREF_IMAGE, Type.IMAGE),

@@ -16,7 +16,7 @@ from kontti.wire.messages.events.namespace import (
     NamespaceUpdate,
 )
 
-_CONTENTS = ("images", "blobs", "containers")
+_CONTENTS = ("images", "blobs", "containers", "sandboxes")
 
 
 class NamespaceStore:

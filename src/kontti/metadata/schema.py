@@ -4,6 +4,7 @@ meta.db (sqlite, WAL, synchronous=FULL; times are ns since the epoch; labels are
 ├── namespaces      name → labels
 ├── images          (namespace, name) → target descriptor, labels, created_at, updated_at
 ├── containers      (namespace, id) → spec, image, runtime, snapshot, labels, extensions, times
+├── sandboxes       (namespace, id) → runtime, spec, labels, extensions, sandboxer, times
 ├── snapshots       (namespace, snapshotter, key) → name in the backend, parent key, labels, times
 ├── blobs           (namespace, digest) → size, labels, times
 ├── ingests         (namespace, ref) → ref in the backend, expected digest, expiry
@@ -50,5 +51,13 @@ CREATE TABLE lease_resources (
 CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (V1,)
+V2 = """
+CREATE TABLE sandboxes (
+    namespace TEXT NOT NULL, id TEXT NOT NULL, runtime TEXT NOT NULL, runtime_options TEXT,
+    spec TEXT, labels TEXT NOT NULL, extensions TEXT NOT NULL, sandboxer TEXT NOT NULL,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+    PRIMARY KEY (namespace, id)) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (V1, V2)
 """Statement n takes a database of version n to n+1; the version is PRAGMA user_version."""

@@ -10,14 +10,16 @@ from kontti.content.base import Store as ContentStore
 from kontti.errors import InvalidArgument
 from kontti.events.base import Publisher
 from kontti.metadata.backing import BackendNames, Backing
-from kontti.metadata.base import Collected
+from kontti.metadata.base import Collected, Collector
 from kontti.metadata.collect import collect
 from kontti.metadata.containers import ContainerStore
 from kontti.metadata.content import NamespacedContent
 from kontti.metadata.database import Database
+from kontti.metadata.gc import Type
 from kontti.metadata.images import ImageStore
 from kontti.metadata.leases import LeaseStore
 from kontti.metadata.namespaces import NamespaceStore
+from kontti.metadata.sandboxes import SandboxStore
 from kontti.metadata.snapshots import NamespacedSnapshotter
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
@@ -121,6 +123,10 @@ class MetadataStore:
         """Containers of the scope's namespace."""
         return ContainerStore(self._backing, scope)
 
+    def sandboxes(self, scope: Scope) -> SandboxStore:
+        """Sandboxes of the scope's namespace."""
+        return SandboxStore(self._backing, scope)
+
     def content(self, scope: Scope) -> NamespacedContent:
         """Content as the scope sees it."""
         return NamespacedContent(self._backing, scope)
@@ -136,6 +142,10 @@ class MetadataStore:
     def collect(self) -> Collected:
         """Mark and sweep now."""
         return collect(self._backing)
+
+    def collect_with(self, type: Type, collector: Collector) -> None:
+        """Have ``collector`` collect what it keeps with every collection from now on."""
+        self._backing.collectors[type] = collector
 
     def on_mutation(self, listener: Callable[[bool], None]) -> None:
         """Have ``listener`` told of each change, with whether it may have made garbage."""

@@ -12,6 +12,7 @@ from functools import partial
 
 from kontti.errors import Error, NotFound
 from kontti.metadata.backing import Backing
+from kontti.metadata.pauses import breathing
 from kontti.snapshots.base import Snapshotter
 from kontti.values import Digest
 
@@ -60,7 +61,7 @@ def attempt(backing: Backing, what: str, action: Callable[[], None]) -> None:
 
 def remove_blobs(backing: Backing, digests: Iterable[Digest]) -> None:
     """Every one that no namespace has."""
-    for digest in digests:
+    for digest in breathing(digests, 32):
         attempt(backing, f"blob {digest}", partial(remove_blob, backing, digest))
 
 
@@ -88,7 +89,7 @@ def _clean_up(backing: Backing, name: str) -> None:
 
 def _remove_all(backing: Backing, name: str, backends: set[str]) -> None:
     found = {i.name: i.parent for i in backing.snapshotters[name].walk() if i.name in backends}
-    for backend in children_first(found):
+    for backend in breathing(children_first(found), 32):
         what = f"snapshot {backend} of {name}"
         attempt(backing, what, partial(remove_snapshot, backing, name, backend))
 

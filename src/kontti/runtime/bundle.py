@@ -4,6 +4,7 @@
     config.json       the OCI spec
     rootfs/           where the root file system is mounted
     work              link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
+    sandbox           the sandbox whose shim keeps it, if any
     bootstrap.json    {"version", "address", "protocol"}; our own shim's is there before the shim
     shim-binary-path  the shim that was started, "" for our own
 """
@@ -25,6 +26,7 @@ from kontti.values import check_identifier
 
 log = logging.getLogger(__name__)
 TASK_DIR = "io.containerd.runtime.v2.task"
+SANDBOX_DIR = "io.containerd.sandbox.controller.v1.shim"
 BUILTIN = ""
 OCI_VERSION = "1.0.2"
 """What every runtime takes; a later 1.x adds fields, and a runtime skips those it does not know."""
@@ -53,6 +55,11 @@ class Bundle:
         """Note which shim is to be started, BUILTIN for our own. Raises Error."""
         with _os_errors(f"bundle of {self.id}"):
             self._write("shim-binary-path", binary.encode())
+
+    def write_sandbox(self, sandbox: str) -> None:
+        """Note whose shim the task is in. Raises Error."""
+        with _os_errors(f"bundle of {self.id}"):
+            self._write("sandbox", sandbox.encode())
 
     def write_bootstrap(self, bootstrap: Bootstrap) -> None:
         """Note how to reach the shim; a new daemon finds it by this. Raises Error."""
@@ -87,6 +94,32 @@ class Bundle:
         except (OSError, ValueError):
             return BUILTIN
 
+    def make(self, spec: bytes | None) -> None:
+        """Make the directories; raises AlreadyExists, and leaves nothing where it fails."""
+        with _os_errors(f"bundle of {self.id}"):
+            os.makedirs(os.path.dirname(self.path), mode=0o711, exist_ok=True)
+            os.makedirs(os.path.dirname(self.work), mode=0o711, exist_ok=True)
+            try:
+                os.mkdir(self.path, 0o700)
+            except FileExistsError:
+                raise AlreadyExists(f"task {self.id}") from None
+            try:
+                self._fill(spec)
+            except BaseException:
+                self.delete()
+                raise
+
+    def _fill(self, spec: bytes | None) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.work, 0o711)
+        os.mkdir(os.path.join(self.path, "rootfs"), 0o711)
+        os.symlink(self.work, os.path.join(self.path, "work"))
+        if spec is None:
+            return  # a sandbox need not have one
+        with open(os.path.join(self.path, "config.json"), "wb") as file:
+            file.write(for_runtime(spec))
+        let_root_in(self.path, spec)
+
     def delete(self) -> None:
         """Unmount what is left on the root file system, and remove both directories.
 
@@ -113,11 +146,11 @@ class Bundle:
 
 
 class Bundles:
-    """All bundles below ``state``, with work directories below ``root``."""
+    """All bundles of a kind below ``state``, with work directories below ``root``."""
 
-    def __init__(self, root: str, state: str) -> None:
-        self._work = os.path.join(root, TASK_DIR)
-        self._state = os.path.join(state, TASK_DIR)
+    def __init__(self, root: str, state: str, folder: str = TASK_DIR) -> None:
+        self._work = os.path.join(root, folder)
+        self._state = os.path.join(state, folder)
         for path in (self._work, self._state):
             os.makedirs(path, mode=0o711, exist_ok=True)
 
@@ -135,29 +168,8 @@ class Bundles:
     def create(self, namespace: str, id: str, spec: bytes) -> Bundle:
         """Make a bundle; raises AlreadyExists, and leaves nothing where it fails."""
         bundle = self.of(namespace, id)
-        with _os_errors(f"bundle of {id}"):
-            os.makedirs(os.path.dirname(bundle.path), mode=0o711, exist_ok=True)
-            os.makedirs(os.path.dirname(bundle.work), mode=0o711, exist_ok=True)
-            try:
-                os.mkdir(bundle.path, 0o700)
-            except FileExistsError:
-                raise AlreadyExists(f"task {id}") from None
-            try:
-                self._fill(bundle, spec)
-            except BaseException:
-                bundle.delete()
-                raise
+        bundle.make(spec)
         return bundle
-
-    @staticmethod
-    def _fill(bundle: Bundle, spec: bytes) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(bundle.work, 0o711)
-        os.mkdir(os.path.join(bundle.path, "rootfs"), 0o711)
-        os.symlink(bundle.work, os.path.join(bundle.path, "work"))
-        with open(os.path.join(bundle.path, "config.json"), "wb") as file:
-            file.write(for_runtime(spec))
-        let_root_in(bundle.path, spec)
 
     def all(self) -> list[Bundle]:
         """Every bundle on disk; what is there and cannot be one is left alone."""

@@ -7,16 +7,15 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kontti.errors import AlreadyExists, Error, NotFound, Unavailable
-from kontti.linux import process
-from kontti.runtime import probe
 from kontti.runtime.bundle import BUILTIN, Bootstrap, Bundle, Bundles
 from kontti.runtime.external import External, resolve
+from kontti.runtime.leftovers import clean_own, unlink_dead
+from kontti.runtime.sandboxes import SandboxShims
 from kontti.runtime.shim import Shim
 from kontti.runtime.shim_log import ShimLog
 from kontti.runtime.zygote import ShimSettings, Zygote
@@ -28,17 +27,14 @@ from kontti.wire.typeurl import name_of
 log = logging.getLogger(__name__)
 BUILTIN_RUNTIMES = ("io.containerd.runc.v2", "io.containerd.kontti.v1")
 KILLED = 128 + signal.SIGKILL
-OWN_CLEAN_SECONDS = 30.0
-_CLEAN = (
-    "from kontti.shim.cleanup import clean; sys.stdout.buffer.write(clean(*sys.argv[1:]).encode())"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
     """``root`` and ``state`` are the daemon's; ``runtimes`` names those our own shim serves.
 
-    ``*_seconds`` are the deadlines that config.toml calls timeouts.
+    ``log_options`` are for what a log's URI leaves open; ``*_seconds`` are the deadlines that
+    config.toml calls timeouts.
     """
 
     root: str
@@ -51,6 +47,7 @@ class RuntimeSettings:
     hide_unified: bool = False
     runtimes: tuple[str, ...] = BUILTIN_RUNTIMES
     environment: tuple[str, ...] = ()
+    log_options: tuple[tuple[str, str], ...] = ()
     load_seconds: float = 5.0
     state_seconds: float = 2.0
     stats_seconds: float = 2.0
@@ -62,18 +59,19 @@ class RuntimeSettings:
 class Start:
     """What a new task needs of a shim: its spec, the runtime's name or path, and the group.
 
-    ``options`` are the runtime's, as a google.protobuf.Any.
+    ``options`` are the runtime's, as a google.protobuf.Any; ``sandbox`` is the one it belongs to.
     """
 
-    spec: bytes
+    spec: bytes | None
     runtime: str
     path: str = ""
     options: bytes = b""
     group: str = ""
+    sandbox: str = ""
 
 
 class ShimManager:
-    """Starts and connects shims. ``on_lost`` is told of each shim that broke away."""
+    """Starts and connects shims. ``on_lost`` are told of each shim that broke away."""
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self.settings = settings
@@ -92,24 +90,63 @@ class ShimManager:
         self._shims: dict[str, Shim] = {}
         # by address: a group's shim is not started twice, nor joined while it is being ended
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self.on_lost: Callable[[Shim, str], None] = lambda _shim, _namespace: None
+        self.on_lost: list[Callable[[Shim, str], None]] = []
+        self.sandboxes = SandboxShims()
+
+    def is_own(self, runtime: str, path: str = "") -> bool:
+        """Whether our own shim serves a runtime by its name, or by the path of a binary."""
+        return not path and runtime in self.settings.runtimes
 
     def _lock(self, address: str) -> asyncio.Lock:
         return self._locks.setdefault(address, asyncio.Lock())
 
     async def start(self, bundle: Bundle, start: Start) -> Shim:
-        """Make the bundle and start a shim, or join the group's; a failure leaves neither.
+        """Make the bundle and start a shim, or join the sandbox's or group's.
 
-        Raises Error.
+        A failure leaves neither. Raises Error.
         """
+        if self.sandboxes.address(bundle.namespace, bundle.id):
+            raise AlreadyExists(f"sandbox {bundle.id}")
+        host = await self._host(bundle, start.sandbox) if start.sandbox else None
+        return await self._start(bundle, start, host)
+
+    async def start_sandbox(self, bundle: Bundle, start: Start) -> Shim:
+        """Make the bundle and start the shim of a sandbox; a failure leaves neither.
+
+        Raises AlreadyExists where a shim has that name, Error.
+        """
+        if self.zygote.bootstrap(bundle, "").address in self._shims:
+            raise AlreadyExists(f"shim of {bundle.id}")
+        shim = await self._start(bundle, start, None)
+        self.sandboxes.hold(bundle.namespace, bundle.id, shim.bootstrap.address)
+        return shim
+
+    async def _host(self, bundle: Bundle, sandbox: str) -> Shim | None:
+        """The shim of a sandbox, or of a task of that name that stands for it.
+
+        None where nobody has heard of the sandbox; raises NotFound where its shim is gone.
+        """
+        address = self.sandboxes.address(bundle.namespace, sandbox)
+        if address in self._shims:
+            return self._shims[address]
+        for shim in self._shims.values():
+            if shim.namespace == bundle.namespace and sandbox in shim.tasks:
+                return shim
+        if await asyncio.to_thread(self.sandboxes.recorded, bundle.namespace, sandbox):
+            raise NotFound(f"failed to start shim: can't find shim for sandbox {sandbox}")
+        return None
+
+    async def _start(self, bundle: Bundle, start: Start, host: Shim | None) -> Shim:
         try:
-            binary = await asyncio.to_thread(self._prepare, bundle, start)
+            binary = await asyncio.to_thread(self._prepare, bundle, start, host)
         except AlreadyExists:
             # no task of ours: what an earlier one could not clean up
             log.warning("bundle of %s was left behind; cleaning up", bundle.id)
             await self.clean(bundle)
-            binary = await asyncio.to_thread(self._prepare, bundle, start)
+            binary = await asyncio.to_thread(self._prepare, bundle, start, host)
         try:
+            if host is not None:
+                return await self._enter(bundle, host)
             if binary == BUILTIN:
                 return await self._start_own(bundle, start)
             return await self._start_external(bundle, binary, start.options)
@@ -119,22 +156,35 @@ class ShimManager:
                 raise type(error)(f"failed to start shim: {error.message}") from None
             raise
 
-    def _prepare(self, bundle: Bundle, start: Start) -> str:
+    def _prepare(self, bundle: Bundle, start: Start, host: Shim | None) -> str:
         """Find the shim's binary and make the bundle, with all of it that is known now."""
-        builtin = not start.path and start.runtime in self.settings.runtimes
-        try:
-            binary = BUILTIN if builtin else resolve(start.runtime, start.path)
-        except Error as error:
-            raise type(error)(f"failed to start shim: {error.message}") from None
-        self.bundles.create(bundle.namespace, bundle.id, start.spec)
+        builtin = self.is_own(start.runtime, start.path)
+        binary = host.binary if host is not None else BUILTIN
+        if host is None and not builtin:
+            try:
+                binary = resolve(start.runtime, start.path)
+            except Error as error:
+                raise type(error)(f"failed to start shim: {error.message}") from None
+        bundle.make(start.spec)
         try:
             bundle.write_binary(binary)
-            if builtin:
+            if host is not None:
+                bundle.write_sandbox(start.sandbox)
+                bundle.write_bootstrap(host.bootstrap)
+            elif builtin:
                 bundle.write_bootstrap(self.zygote.bootstrap(bundle, start.group))
         except BaseException:
             bundle.delete()
             raise
         return binary
+
+    async def _enter(self, bundle: Bundle, host: Shim) -> Shim:
+        """Have the shim of a sandbox keep a task; raises Unavailable where it is gone by now."""
+        async with self._lock(host.bootstrap.address):
+            if self._shims.get(host.bootstrap.address) is not host:
+                raise Unavailable("the sandbox's shim is gone")
+            host.tasks.add(bundle.id)
+            return host
 
     async def _start_own(self, bundle: Bundle, start: Start) -> Shim:
         bootstrap = self.zygote.bootstrap(bundle, start.group)
@@ -185,6 +235,7 @@ class ShimManager:
     async def _connect(self, bundle: Bundle, bootstrap: Bootstrap, binary: str) -> Shim:
         seconds = self.settings.load_seconds
         shim = await Shim.connect(bootstrap, bundle.namespace, seconds, own=binary == BUILTIN)
+        shim.namespace, shim.binary = bundle.namespace, binary
         self._shims[bootstrap.address] = shim
 
         def lost() -> None:
@@ -192,7 +243,8 @@ class ShimManager:
             # it may live on, and must not keep what is now cleaned up
             shim.kill()
             shim.release()
-            self.on_lost(shim, bundle.namespace)
+            for tell in self.on_lost:
+                tell(shim, bundle.namespace)
 
         shim.on_lost(lost)
         return shim
@@ -223,7 +275,8 @@ class ShimManager:
     async def _end_unused(self, shim: Shim, id: str) -> None:
         address = shim.bootstrap.address
         async with self._lock(address):
-            if shim.tasks or self._shims.get(address) is not shim:
+            kept = shim.tasks or self.sandboxes.holds(address)
+            if kept or self._shims.get(address) is not shim:
                 return
             shim.on_lost(lambda: None)
             try:
@@ -259,6 +312,17 @@ class ShimManager:
         await self._delete_bundle(bundle)
         return ended
 
+    async def clear(self, bundle: Bundle) -> None:
+        """Clear what a dead shim left of a sandbox; of its tasks, each is cleaned by itself."""
+        binary = await asyncio.to_thread(bundle.binary)
+        if binary != BUILTIN:
+            try:
+                await self._external.delete(binary, bundle)
+            except Error as error:
+                log.warning("cleaning up after the shim of sandbox %s: %s", bundle.id, error)
+        await self._remove_dead_socket(bundle)
+        await self._delete_bundle(bundle)
+
     @staticmethod
     async def _delete_bundle(bundle: Bundle) -> None:
         try:
@@ -273,7 +337,7 @@ class ShimManager:
             return
         async with self._lock(bootstrap.address):
             if bootstrap.address not in self._shims:
-                await asyncio.to_thread(_unlink_dead, bootstrap.address.removeprefix("unix://"))
+                await asyncio.to_thread(unlink_dead, bootstrap.address)
 
     async def _clean_by_shim(self, bundle: Bundle, shim: Shim) -> api.DeleteResponse:
         id, seconds = bundle.id, self.settings.cleanup_seconds
@@ -291,23 +355,13 @@ class ShimManager:
         binary = await asyncio.to_thread(bundle.binary)
         try:
             if binary == BUILTIN:
-                return await asyncio.to_thread(self._clean_own, bundle)
+                return await asyncio.to_thread(
+                    clean_own, bundle, self.settings.runtime, self.settings.hide_unified
+                )
             return await self._external.delete(binary, bundle)
         except (Error, OSError) as error:
             log.warning("cleaning up after the shim of %s: %s", bundle.id, error)
             return api.DeleteResponse(exit_status=KILLED)
-
-    def _clean_own(self, bundle: Bundle) -> api.DeleteResponse:
-        # a process of its own: the OCI runtime may have to be run without sight of the v2 tree
-        argv = process.interpreter(_CLEAN)
-        argv += [bundle.namespace, bundle.id, bundle.path, self.settings.runtime]
-        if self.settings.hide_unified:
-            argv = probe.without_unified(argv)
-        done = process.run(argv, timeout=OWN_CLEAN_SECONDS)
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise Error(said[-1] if said else f"exit status {done.returncode}")
-        return api.DeleteResponse.decode(done.stdout)
 
     async def close(self) -> None:
         """Hang up on every shim, which go on, and end the zygote."""
@@ -322,19 +376,6 @@ def runc_options(packed: bytes) -> Options:
     value = Any.decode(packed)
     named = name_of(value.type_url) == Options.NAME
     return Options.decode(value.value) if named else Options()
-
-
-def _unlink_dead(path: str) -> None:
-    """Remove a unix socket that nobody listens on."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.setblocking(False)
-        try:
-            client.connect(path)
-        except ConnectionRefusedError:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        except (OSError, ValueError):
-            return
 
 
 def _kill(pid: int) -> None:

@@ -23,12 +23,13 @@ PROTOCOLS: Mapping[str, type[TtrpcClient] | type[GrpcClient]] = {
     "grpc": GrpcClient,
 }
 CONNECT_SECONDS = 5.0
+SANDBOX = "containerd.runtime.sandbox.v1.Sandbox/"
 CALL_SECONDS = 150.0
 """Longer than our shim's own bound on a call of the OCI runtime."""
 
 
 class Shim:
-    """One shim, which may keep several tasks of a group; ``tasks`` are their ids.
+    """One shim, which may keep several tasks of a group; ``tasks`` are their ids, a sandbox's too.
 
     ``own`` tells that it is ours, so that who listens at its address is the shim itself.
     """
@@ -40,6 +41,7 @@ class Shim:
         self._process = _pidfd(listener) if listener else -1
         self._log: ShimLog | None = None
         self.bootstrap = bootstrap
+        self.namespace = self.binary = ""
         self.tasks: set[str] = set()
 
     @classmethod
@@ -71,6 +73,12 @@ class Shim:
     ) -> M:
         """One call of the Task service; raises what the shim answers."""
         return await self._client.call(self._service + method, request, response, timeout)
+
+    async def sandbox(
+        self, method: str, request: Message, response: type[M], timeout: float | None = CALL_SECONDS
+    ) -> M:
+        """One call of the Sandbox service; raises what the shim answers."""
+        return await self._client.call(SANDBOX + method, request, response, timeout)
 
     async def state(self, id: str, exec_id: str, timeout: float) -> api.StateResponse:
         """What a process is doing."""

@@ -9,32 +9,45 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kontti.engine.checkup import after_crash
 from kontti.engine.lock import RootLock
-from kontti.engine.stores import Stores, StoreSettings
-from kontti.errors import Error
+from kontti.engine.logs import LogKeeper
+from kontti.engine.stores import CONTENT_DIR, Stores, StoreSettings
+from kontti.errors import Error, NotFound
+from kontti.events.base import Exchange
+from kontti.metadata.base import Metadata
+from kontti.metadata.gc import Type
+from kontti.mounts.base import Mounts
+from kontti.mounts.manager import MountManager
+from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
 from kontti.runtime.warm import GroupWarmer
+from kontti.sandboxes.base import Controller
+from kontti.sandboxes.shim import ShimController
 from kontti.server.listen import GrpcListener, prepare_socket
-from kontti.server.plugins import RESTART, Plugin, check_required, plugin_rows
+from kontti.server.plugins import CONTENT, RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
-from kontti.services.table import Backends, all_handlers
+from kontti.services.table import Backends, all_methods
+from kontti.streaming.manager import StreamManager
 from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
 
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
+SWITCH_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,8 @@ class DaemonSettings:
 async def serve(settings: DaemonSettings) -> None:
     """Run until SIGTERM or SIGINT. Raises Error where it cannot start."""
     began = time.monotonic()
+    # who waits for another thread's Python waits this long at the most
+    sys.setswitchinterval(SWITCH_SECONDS)
     # not for who we start: an OCI runtime would wait for its container to notify
     notify_address = os.environ.pop("NOTIFY_SOCKET", "")
     stopped = asyncio.Event()
@@ -87,29 +102,31 @@ async def serve(settings: DaemonSettings) -> None:
 async def running(settings: DaemonSettings) -> AsyncIterator[None]:
     """The daemon, up inside the block."""
     async with contextlib.AsyncExitStack() as stack:
-        stores = await asyncio.to_thread(Stores, settings.stores)
-        stack.push_async_callback(asyncio.to_thread, stores.close)
-        # two daemons on one state directory would bury each other's tasks
-        stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
-        rows = all_rows(settings, stores)
-        check_required(rows, settings.required_plugins)
+        stores = await open_stores(settings, stack)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
         stack.callback(GroupWarmer(stores.exchange).close)
-        tasks = await start_tasks(settings, stores)
+        stack.callback((await asyncio.to_thread(keep_logs, settings, stores)).close)
+        mounts = await asyncio.to_thread(MountManager, settings.stores.root, settings.runtime.state)
+        stack.push_async_callback(asyncio.to_thread, mounts.close)
+        streams = StreamManager(asyncio.get_running_loop())
+        stores.metadata.collect_with(Type.MOUNT, mounts)
+        stores.metadata.collect_with(Type.STREAM, streams)
+        tasks = await start_tasks(settings, stores, mounts)
         stack.push_async_callback(tasks.close)
-        ttrpc = TtrpcServer(shim_events.handlers(stores.exchange))
-        prepare_socket(settings.ttrpc.address)
-        await ttrpc.start(settings.ttrpc.address, settings.ttrpc.uid, settings.ttrpc.gid)
-        stack.push_async_callback(ttrpc.stop)
+        sandboxes = ShimController(settings.runtime, tasks.shims, tasks, stores.exchange)
+        stack.push_async_callback(sandboxes.close)
+        stack.push_async_callback((await hear_shims(settings.ttrpc, stores.exchange)).stop)
         # events of running shims are heard before the first of them is asked anything
+        await sandboxes.load()
         await tasks.load()
         if f"{RESTART}.restart" not in settings.disabled_plugins:
             monitor = Monitor(stores.metadata, tasks, stores.exchange, settings.restart_seconds)
             stack.push_async_callback(monitor.close)
-        backends = make_backends(settings, stores, tasks)
+        parts = Parts(stores, tasks, {"shim": sandboxes}, streams, mounts)
+        backends = make_backends(settings, parts)
         grpc = GrpcListener(
-            all_handlers(backends, Bridge(executor)),
+            all_methods(backends, Bridge(executor)),
             max_receive=settings.max_receive,
             max_send=settings.max_send,
         )
@@ -124,6 +141,14 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         yield
 
 
+async def hear_shims(listen: Listen, exchange: Exchange) -> TtrpcServer:
+    """The server of shims' events."""
+    ttrpc = TtrpcServer(shim_events.handlers(exchange))
+    prepare_socket(listen.address)
+    await ttrpc.start(listen.address, listen.uid, listen.gid)
+    return ttrpc
+
+
 def look_after_crash(stores: Stores) -> None:
     """Check what a crash may have damaged; a failure of the check itself is logged."""
     log.warning("the last daemon did not stop in order: looking through what is kept")
@@ -135,37 +160,81 @@ def look_after_crash(stores: Stores) -> None:
         log.info("looked through what is kept: %d findings", len(found))
 
 
-async def start_tasks(settings: DaemonSettings, stores: Stores) -> TaskManager:
+async def open_stores(settings: DaemonSettings, stack: contextlib.AsyncExitStack) -> Stores:
+    """The stores, ours alone; raises Error where a plugin that is required is not there."""
+    stores = await asyncio.to_thread(Stores, settings.stores)
+    stack.push_async_callback(asyncio.to_thread, stores.close)
+    # two daemons on one state directory would bury each other's tasks
+    stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
+    check_required(all_rows(settings, stores), settings.required_plugins)
+    return stores
+
+
+def keep_logs(settings: DaemonSettings, stores: Stores) -> LogKeeper:
+    """What removes the logs of containers that are deleted; those that a crash left go now."""
+    keeper = LogKeeper(settings.stores.root, stores.metadata.containers, stores.exchange)
+    keeper.sweep()
+    return keeper
+
+
+async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) -> TaskManager:
     """The task manager, its zygote warm."""
     choice = await asyncio.to_thread(choose, settings.runtime.state)
     runtime = replace(settings.runtime, runtime=choice.binary, hide_unified=choice.hide_unified)
     records, checkpoints = stores.metadata.containers, stores.checkpoints()
-    tasks = TaskManager(runtime, records, stores.exchange, checkpoints)
+    tasks = TaskManager(runtime, records, stores.exchange, checkpoints, mounts=mounts)
+    tasks.shims.sandboxes.recorded = partial(is_sandbox, stores.metadata)
     await tasks.shims.zygote.start()
     return tasks
 
 
 def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     """Every plugin, those that other processes are last."""
-    return [*plugin_rows(stores.failures, settings.disabled_plugins), *settings.proxies]
+    # clients find the root, and what is in it, by what the content store tells
+    exports = {f"{CONTENT}.content": {"root": os.path.join(settings.stores.root, CONTENT_DIR)}}
+    builtins = plugin_rows(stores.failures, settings.disabled_plugins, exports)
+    return [*builtins, *settings.proxies]
 
 
-def make_backends(settings: DaemonSettings, stores: Stores, tasks: TaskManager) -> Backends:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a daemon is made of."""
+
+    stores: Stores
+    tasks: TaskManager
+    sandboxers: Mapping[str, Controller]
+    streams: StreamManager
+    mounts: Mounts
+
+
+def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
     """What the services adapt."""
 
     def plugins() -> Sequence[Plugin]:
-        return all_rows(settings, stores)
+        return all_rows(settings, parts.stores)
 
     return Backends(
-        metadata=stores.metadata,
-        collect=stores.gc.collect_and_wait,
-        exchange=stores.exchange,
-        applier=stores.applier,
-        comparer=stores.comparer,
-        tasks=tasks,
+        metadata=parts.stores.metadata,
+        collect=parts.stores.gc.collect_and_wait,
+        exchange=parts.stores.exchange,
+        applier=parts.stores.applier,
+        comparer=parts.stores.comparer,
+        tasks=parts.tasks,
+        sandboxers=parts.sandboxers,
+        streams=parts.streams,
+        mounts=parts.mounts,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
     )
+
+
+def is_sandbox(metadata: Metadata, namespace: str, id: str) -> bool:
+    """Whether there is a record of a sandbox."""
+    try:
+        metadata.sandboxes(Scope.of(namespace)).get(id)
+    except NotFound:
+        return False
+    return True
 
 
 def server_uuid(root: str) -> str:

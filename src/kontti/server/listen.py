@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterable
-
-import grpc
-import grpc.aio
+from collections.abc import Mapping
 
 from kontti.errors import FailedPrecondition, InvalidArgument
+from kontti.server.connection import Connection, Service
+from kontti.services.rpc import Method
+from kontti.wire.grpc_server import MAX_MESSAGE
 
 STOP_SECONDS = 2.0
+BACKLOG = 4096  # Go's clients do not try again where the queue is full
 MAX_PATH = 107  # sun_path holds 108 bytes, the last one zero
 
 
@@ -43,38 +44,48 @@ class GrpcListener:
 
     def __init__(
         self,
-        handlers: Iterable[grpc.GenericRpcHandler],
+        methods: Mapping[str, Method],
         *,
-        max_receive: int = 16 << 20,
-        max_send: int = 16 << 20,
+        max_receive: int = MAX_MESSAGE,
+        max_send: int = MAX_MESSAGE,
     ) -> None:
-        self._server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", max_receive),
-                ("grpc.max_send_message_length", max_send),
-                # a client that pings to see whether we live is not an attacker
-                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-                ("grpc.so_reuseport", 0),
-            )
-        )
-        self._server.add_generic_rpc_handlers(tuple(handlers))
+        self._service = Service(methods, max_receive, max_send)
+        self._server: asyncio.Server | None = None
         self._address = ""
 
     async def start(self, address: str, uid: int, gid: int) -> None:
         """Bind and serve."""
         prepare_socket(address)
-        before = os.umask(0o117)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._server.add_insecure_port(f"unix:{address}")
-        finally:
-            os.umask(before)
-        os.chown(address, uid, gid)
-        self._address = address
-        await self._server.start()
+            listener.bind(address)
+            self._address = address
+            # nobody can connect before listen(2), so there is no moment with other rights
+            os.chmod(address, 0o660)
+            os.chown(address, uid, gid)
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(
+                lambda: Connection(self._service), sock=listener, backlog=BACKLOG
+            )
+        except BaseException:
+            listener.close()
+            raise
 
     async def stop(self) -> None:
         """Refuse new calls, give those under way a moment, and take the socket away."""
-        await self._server.stop(STOP_SECONDS)
-        await asyncio.sleep(0)
+        if self._server is not None:
+            self._server.close()
+        connections = self._service.connections
+        for connection in list(connections):
+            connection.go_away()
+        await self._calls_end()
+        for connection in list(connections):
+            connection.hang_up()
+        await self._calls_end()
         if self._address and os.path.exists(self._address):
             os.unlink(self._address)
+
+    async def _calls_end(self) -> None:
+        """Wait a moment for the calls under way."""
+        if self._service.tasks:
+            await asyncio.wait(list(self._service.tasks), timeout=STOP_SECONDS)

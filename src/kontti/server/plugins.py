@@ -21,7 +21,13 @@ RUNTIME = "io.containerd.runtime.v2"
 SHIM = "io.containerd.shim.v1"
 SERVICE = "io.containerd.service.v1"
 RESTART = "io.containerd.monitor.container.v1"
+SANDBOX_STORE = "io.containerd.sandbox.store.v1"
+SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
+MOUNT_MANAGER = "io.containerd.mount-manager.v1"
+MOUNT_HANDLER = "io.containerd.mount-handler.v1"
+STREAMING = "io.containerd.streaming.v1"
 GRPC = "io.containerd.grpc.v1"
+INTERNAL = "io.containerd.internal.v1"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
@@ -58,7 +64,14 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(LEASE, "manager", (METADATA, GC)),
     Plugin(DIFFER, "walking", (METADATA,), host=True),
     Plugin(SHIM, "manager", (EVENT, METADATA)),
-    Plugin(RUNTIME, "task", (SHIM,), host=True),
+    Plugin(RUNTIME, "task", (SHIM, MOUNT_MANAGER), host=True),
+    Plugin(SANDBOX_STORE, "local", (METADATA,)),
+    Plugin(SANDBOX_CONTROLLER, "shim", (SHIM, EVENT)),
+    Plugin(MOUNT_HANDLER, "erofs", host=True),
+    Plugin(MOUNT_HANDLER, "loop", host=True),
+    Plugin(MOUNT_MANAGER, "bolt", (METADATA, MOUNT_HANDLER)),
+    Plugin(STREAMING, "manager", (METADATA,)),
+    Plugin(INTERNAL, "kontti-log", (RUNTIME,)),
     Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),
@@ -71,6 +84,10 @@ BUILTINS: tuple[Plugin, ...] = (
     *(Plugin(GRPC, name, (SERVICE,)) for name in _OVER_A_SERVICE),
     Plugin(GRPC, "events", (EVENT,)),
     Plugin(GRPC, "leases", (LEASE,)),
+    Plugin(GRPC, "mounts", (MOUNT_MANAGER,)),
+    Plugin(GRPC, "sandbox-controllers", (SANDBOX_CONTROLLER, EVENT)),
+    Plugin(GRPC, "sandboxes", (SANDBOX_STORE,)),
+    Plugin(GRPC, "streaming", (STREAMING,)),
     Plugin(GRPC, "healthcheck"),
     Plugin(GRPC, "version"),
 )

@@ -49,6 +49,7 @@ def runtime_settings(config: Config, grpc_address: str, ttrpc_address: str) -> R
         ttrpc_address=ttrpc_address,
         grpc_address=grpc_address,
         environment=manager.env,
+        log_options=config.plugin(sections.LogDriver).options(),
         load_seconds=patience(config, "shim.load"),
         state_seconds=patience(config, "task.state"),
         stats_seconds=patience(config, "metrics.shimstats"),

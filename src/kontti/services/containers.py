@@ -23,9 +23,7 @@ class ContainersService:
     def _store(self, context: Context) -> Containers:
         return self._metadata.containers(scope_of(context))
 
-    async def get(
-        self, request: pb.GetContainerRequest, context: Context
-    ) -> pb.GetContainerResponse:
+    def get(self, request: pb.GetContainerRequest, context: Context) -> pb.GetContainerResponse:
         found = self._quick(self._store(context).get, request.id)
         return pb.GetContainerResponse(container=to_proto(found))
 

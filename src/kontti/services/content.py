@@ -33,7 +33,7 @@ class ContentService:
     def _store(self, context: Context) -> Store:
         return self._metadata.content(scope_of(context))
 
-    async def info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
+    def info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         info = self._quick(self._store(context).info, Digest.parse(request.digest))
         return pb.InfoResponse(info=_info_to_proto(info))
 

@@ -55,7 +55,7 @@ class EventsService:
         subscription = self._exchange.subscribe(list(request.filters), deliver)
         try:
             # a client that waits for the headers knows that it misses nothing from here on
-            await context.send_initial_metadata(())
+            context.start()
             while (envelope := await queue.get()) is not None:
                 yield to_proto(envelope)
             raise ResourceExhausted(f"subscriber is {QUEUE_LIMIT} events behind")

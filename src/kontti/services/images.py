@@ -25,7 +25,7 @@ class ImagesService:
     def _store(self, context: Context) -> Images:
         return self._metadata.images(scope_of(context))
 
-    async def get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
+    def get(self, request: pb.GetImageRequest, context: Context) -> pb.GetImageResponse:
         found = self._quick(self._store(context).get, request.name)
         return pb.GetImageResponse(image=to_proto(found))
 

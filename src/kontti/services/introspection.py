@@ -51,17 +51,17 @@ class IntrospectionService:
         self._server = server
         self._plugins = plugins
 
-    async def plugins(self, request: pb.PluginsRequest, _context: Context) -> pb.PluginsResponse:
+    def plugins(self, request: pb.PluginsRequest, _context: Context) -> pb.PluginsResponse:
         wanted = parse_all(list(request.filters))
         rows = [r for r in self._plugins() if wanted.match(_adaptor(r))]
         return pb.PluginsResponse(plugins=[_to_proto(r) for r in rows])
 
-    async def server(self, _request: Empty, _context: Context) -> pb.ServerResponse:
+    def server(self, _request: Empty, _context: Context) -> pb.ServerResponse:
         return pb.ServerResponse(
             uuid=self._server.uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
         )
 
-    async def plugin_info(
+    def plugin_info(
         self, request: pb.PluginInfoRequest, _context: Context
     ) -> pb.PluginInfoResponse:
         for row in self._plugins():

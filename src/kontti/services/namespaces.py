@@ -17,9 +17,7 @@ class NamespacesService:
         self._call = bridge.call
         self._quick = bridge.quick
 
-    async def get(
-        self, request: pb.GetNamespaceRequest, _context: Context
-    ) -> pb.GetNamespaceResponse:
+    def get(self, request: pb.GetNamespaceRequest, _context: Context) -> pb.GetNamespaceResponse:
         return pb.GetNamespaceResponse(
             namespace=_to_proto(self._quick(self._store.get, request.name))
         )

@@ -40,7 +40,7 @@ class SnapshotsService:
         mounts = await self._call(store.view, request.key, request.parent, dict(request.labels))
         return pb.ViewSnapshotResponse(mounts=convert.mounts_to_proto(mounts))
 
-    async def mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
+    def mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
         mounts = self._quick(self._store(request.snapshotter, context).mounts, request.key)
         return pb.MountsResponse(mounts=convert.mounts_to_proto(mounts))
 
@@ -55,9 +55,7 @@ class SnapshotsService:
         await self._call(self._store(request.snapshotter, context).remove, request.key)
         return Empty()
 
-    async def stat(
-        self, request: pb.StatSnapshotRequest, context: Context
-    ) -> pb.StatSnapshotResponse:
+    def stat(self, request: pb.StatSnapshotRequest, context: Context) -> pb.StatSnapshotResponse:
         info = self._quick(self._store(request.snapshotter, context).stat, request.key)
         return pb.StatSnapshotResponse(info=_to_proto(info))
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import grpc
 
 from kontti.api.health.v1 import health_pb2
 from kontti.api.services.containers.v1 import containers_pb2
@@ -27,7 +25,9 @@ from kontti.api.services.version.v1 import version_pb2
 from kontti.diff.base import Applier, Comparer
 from kontti.events.base import Exchange
 from kontti.metadata.base import Metadata
+from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
+from kontti.sandboxes.base import Controller
 from kontti.services.containers import ContainersService
 from kontti.services.content import ContentService
 from kontti.services.diff import DiffService
@@ -35,11 +35,15 @@ from kontti.services.events import EventsService
 from kontti.services.images import ImagesService
 from kontti.services.introspection import IntrospectionService, PluginRow, ServerInfo
 from kontti.services.leases import LeasesService
+from kontti.services.mounts import MountsService
 from kontti.services.namespaces import NamespacesService
-from kontti.services.rpc import Bridge, handlers
+from kontti.services.rpc import Bridge, Method, methods
+from kontti.services.sandboxes import SandboxControllerService, SandboxStoreService
 from kontti.services.snapshots import SnapshotsService
+from kontti.services.streaming import StreamingService
 from kontti.services.tasks import TasksService
 from kontti.services.version import HealthService, VersionService
+from kontti.streaming.manager import StreamManager
 from kontti.tasks.base import Tasks
 
 
@@ -53,6 +57,9 @@ class Backends:
     applier: Callable[[Scope], Applier]
     comparer: Callable[[Scope], Comparer]
     tasks: Tasks
+    sandboxers: Mapping[str, Controller]
+    streams: StreamManager
+    mounts: Mounts
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
 
@@ -61,8 +68,8 @@ class NotBuilt:
     """An adapter without rpcs."""
 
 
-def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpcHandler]:
-    """gRPC's tables for every service."""
+def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
+    """The methods of every service, by path."""
     metadata = backends.metadata
     adapters: tuple[tuple[Any, str, object], ...] = (
         (containers_pb2, "Containers", ContainersService(metadata, bridge)),
@@ -76,16 +83,23 @@ def all_handlers(backends: Backends, bridge: Bridge) -> Iterator[grpc.GenericRpc
             IntrospectionService(backends.server, backends.plugins),
         ),
         (leases_pb2, "Leases", LeasesService(metadata, bridge, backends.collect)),
-        (mounts_pb2, "Mounts", NotBuilt()),
+        (mounts_pb2, "Mounts", MountsService(backends.mounts, bridge)),
         (namespace_pb2, "Namespaces", NamespacesService(metadata.namespaces, bridge)),
-        (sandbox_pb2, "Store", NotBuilt()),
-        (sandbox_pb2, "Controller", NotBuilt()),
+        (sandbox_pb2, "Store", SandboxStoreService(metadata, bridge)),
+        (
+            sandbox_pb2,
+            "Controller",
+            SandboxControllerService(backends.sandboxers, metadata, bridge),
+        ),
         (snapshots_pb2, "Snapshots", SnapshotsService(metadata, bridge)),
-        (streaming_pb2, "Streaming", NotBuilt()),
+        (streaming_pb2, "Streaming", StreamingService(backends.streams)),
         (tasks_pb2, "Tasks", TasksService(backends.tasks)),
         (transfer_pb2, "Transfer", NotBuilt()),
         (version_pb2, "Version", VersionService()),
         (health_pb2, "Health", HealthService()),
     )
-    for module, name, adapter in adapters:
-        yield handlers(module.DESCRIPTOR.services_by_name[name], adapter)
+    return {
+        path: method
+        for module, name, adapter in adapters
+        for path, method in methods(module.DESCRIPTOR.services_by_name[name], adapter)
+    }

@@ -16,14 +16,14 @@ API_VERSION = "v2.4.0"
 class VersionService:
     """Says which containerd's API this is, and in the revision which kontti serves it."""
 
-    async def version(self, _request: Empty, _context: Context) -> pb.VersionResponse:
+    def version(self, _request: Empty, _context: Context) -> pb.VersionResponse:
         return pb.VersionResponse(version=API_VERSION, revision=f"kontti-{kontti.__version__}")
 
 
 class HealthService:
     """Serving from the moment it answers."""
 
-    async def check(
+    def check(
         self, _request: health_pb2.HealthCheckRequest, _context: Context
     ) -> health_pb2.HealthCheckResponse:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)

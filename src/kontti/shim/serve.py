@@ -10,12 +10,14 @@ from kontti.linux import cgroups, libc, process
 from kontti.shim.container import Host
 from kontti.shim.loop import Loop
 from kontti.shim.publisher import Publisher
-from kontti.shim.server import Server
+from kontti.shim.server import SANDBOX, SERVICES, Server
 from kontti.shim.service import TaskService
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+
+    from kontti.shim.server import Answer, Handler
 
 UNIFIED = "/sys/fs/cgroup/unified"
 LINGER_SECONDS = 3.0
@@ -66,7 +68,17 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         loop.later(0.0 if publisher.idle else LINGER_SECONDS, loop.stop)
 
     service = TaskService(host, publisher, shutdown)
-    server = Server(loop, listener, service.handle)
+    services: dict[str, Handler] = dict.fromkeys(SERVICES, service.handle)
+
+    def sandbox(method: str, payload: bytes, answer: Answer) -> None:
+        # loaded already where a zygote forked us; of others, few are a sandbox
+        from kontti.shim.sandbox import SandboxService
+
+        services[SANDBOX] = SandboxService(loop, service, shutdown).handle
+        services[SANDBOX](method, payload, answer)
+
+    services[SANDBOX] = sandbox
+    server = Server(loop, listener, services)
     loop.run()
     for connection in list(server.connections):
         connection.flush()

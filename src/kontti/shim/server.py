@@ -11,7 +11,7 @@ from kontti.wire.ttrpc import REQUEST, Decoder, Response, encode_response, error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from kontti.shim.loop import Loop
     from kontti.wire.protobuf import Message
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
     Handler = Callable[[str, bytes, Answer], None]
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
+SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
 READ_SIZE = 64 << 10
 MAX_UNSENT = 16 << 20
 """Bytes that wait for a peer that does not read, before it is hung up on."""
 
 
 class Server:
-    """Accepts on ``listener``; ``handle(method, payload, answer)`` does each call."""
+    """Accepts on ``listener``; ``services`` do the calls, by the service's name."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, handle: Handler) -> None:
+    def __init__(
+        self, loop: Loop, listener: socket.socket, services: Mapping[str, Handler]
+    ) -> None:
         self._loop = loop
         self._listener = listener
-        self._handle = handle
+        self._services = services
         self.connections: set[Connection] = set()
         listener.setblocking(False)
         loop.watch(listener.fileno(), READ, self._accept)
@@ -43,7 +46,7 @@ class Server:
         except OSError:
             return
         peer.setblocking(False)
-        self.connections.add(Connection(self._loop, peer, self._handle, self.connections))
+        self.connections.add(Connection(self._loop, peer, self._services, self.connections))
 
     def close(self) -> None:
         """Accept no more."""
@@ -55,11 +58,15 @@ class Connection:
     """One peer."""
 
     def __init__(
-        self, loop: Loop, peer: socket.socket, handle: Handler, siblings: set[Connection]
+        self,
+        loop: Loop,
+        peer: socket.socket,
+        services: Mapping[str, Handler],
+        siblings: set[Connection],
     ) -> None:
         self._loop = loop
         self._peer = peer
-        self._handle = handle
+        self._services = services
         self._siblings = siblings
         self._decoder = Decoder()
         self._unsent = bytearray()
@@ -99,9 +106,10 @@ class Connection:
 
         try:
             request = frame.request()
-            if request.service not in SERVICES:
+            handle = self._services.get(request.service)
+            if handle is None:
                 raise Unimplemented(f"service {request.service}")
-            self._handle(request.method, request.payload, answer)
+            handle(request.method, request.payload, answer)
         except Error as error:
             answer(error)
         except Exception as error:  # noqa: BLE001 one call's failure must not end the containers' keeper

@@ -46,6 +46,8 @@ class TaskService:
         self._publisher = publisher
         self._on_shutdown = on_shutdown
         self.containers: dict[str, Container] = {}
+        # a sandbox keeps the shim, containers or none; one that ends takes no more of them
+        self.sandboxed = self.stopping = False
         self._methods: dict[str, tuple[type[Message], Callable[..., Message | None]]] = {
             "Create": (api.CreateTaskRequest, self.create),
             "Start": (api.StartRequest, self.start),
@@ -84,6 +86,8 @@ class TaskService:
     def create(self, request: api.CreateTaskRequest, _answer: Answer) -> Message:
         if request.id in self.containers:
             raise AlreadyExists(f"container {request.id}")
+        if self.stopping:
+            raise FailedPrecondition("the sandbox is stopped")
         container = Container(self._host, request)
         container.create(request)
         if container.init.pid:
@@ -295,7 +299,7 @@ class TaskService:
         return api.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="v2")
 
     def shutdown(self, request: api.ShutdownRequest, _answer: Answer) -> Message:
-        if not self.containers or request.now:
+        if request.now or not (self.containers or self.sandboxed):
             self._on_shutdown()
         return Empty()
 

@@ -1,4 +1,4 @@
-"""A process's streams: FIFOs handed to it directly, files, loggers, terminals.
+"""A process's streams: FIFOs handed to it directly, files, the log, loggers, terminals.
 
 stdout and stderr FIFOs are opened by the shim for reading and writing and given to the process as
 they are: nothing is copied, and a reader that goes away neither kills the process nor loses what
@@ -19,7 +19,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kontti.errors import Error, InvalidArgument, Unavailable
 from kontti.linux import process
-from kontti.shim.loop import READ, WRITE
+from kontti.shim.log_writer import LogWriter
+from kontti.shim.pumps import LogPump, Pump, StdinPump
+from kontti.wire import log_uri
+from kontti.wire.log_record import STDERR, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 
     from kontti.shim.loop import Loop
 
-CHUNK = 64 << 10
 CONSOLE_SECONDS = 10.0
 LOGGER_SECONDS = 10.0
 DRAIN_SECONDS, DRAIN_ROUNDS = 1.0, 10
@@ -46,66 +48,6 @@ class Names:
         self.terminal = terminal
 
 
-class Pump:
-    """Copies one descriptor to another through one chunk: a slow end slows the other.
-
-    Closes both at the source's end, or what is left of them when told to stop.
-    """
-
-    def __init__(
-        self, loop: Loop, source: int, target: int, on_end: Callable[[], None] = lambda: None
-    ) -> None:
-        self._loop = loop
-        self._source = source
-        self._target = target
-        self._buffer = b""
-        self.copied = 0
-        self._on_end = on_end
-        os.set_blocking(source, False)
-        os.set_blocking(target, False)
-        loop.watch(source, READ, self._read)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._source, CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""  # a pty whose last slave is closed answers EIO
-        if not data:
-            self.close()
-            return
-        self._buffer = data
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            done = os.write(self._target, self._buffer)
-        except BlockingIOError:
-            done = 0
-        except OSError:
-            self.close()
-            return
-        self.copied += done
-        self._buffer = self._buffer[done:]
-        if self._buffer:
-            self._loop.forget(self._source)
-            self._loop.watch(self._target, WRITE, self._write)
-        else:
-            self._loop.forget(self._target)
-            self._loop.watch(self._source, READ, self._read)
-
-    def close(self) -> None:
-        """Stop, and close both ends."""
-        if self._source < 0:
-            return
-        for fd in (self._source, self._target):
-            self._loop.forget(fd)
-            os.close(fd)
-        self._source = self._target = -1
-        self._on_end()
-
-
 class Stdio:
     """The open streams of one process. ``stdin``, ``stdout``, ``stderr`` are what it gets."""
 
@@ -117,9 +59,12 @@ class Stdio:
         self.stdout: int | None = None
         self.stderr: int | None = None
         self._keepers: list[int] = []
-        self._stdin_pump: _StdinPump | None = None
+        self._stdin_pump: StdinPump | None = None
         self._input_ended = False
-        self._output_pump: Pump | None = None
+        self._outputs: list[Pump | LogPump] = []
+        self._log_ends: list[int] = []
+        self._copying = 0
+        self._writers: dict[str, LogWriter] = {}
         self._console: socket.socket | None = None
         self._master = -1
         self._folder = -1
@@ -147,7 +92,7 @@ class Stdio:
         # held open for writing too: a client that goes away is not the end of input, CloseIO is
         source = os.open(self.names.stdin, _FIFO_FLAGS)
         read, write = os.pipe2(os.O_CLOEXEC)
-        self._stdin_pump = _StdinPump(self._loop, source, write)
+        self._stdin_pump = StdinPump(self._loop, source, write)
         self._keepers.append(read)
         if self._input_ended:
             self._stdin_pump.finish()
@@ -159,9 +104,46 @@ class Stdio:
         if scheme.startswith("binary"):
             self._open_logger(names.stdout, ids)
             return
-        self.stdout = self._open_output(names.stdout)
+        self.stdout = self._open_stream(names.stdout, STDOUT)
         same = bool(names.stderr) and names.stderr == names.stdout
-        self.stderr = self.stdout if same else self._open_output(names.stderr)
+        if same and not log_uri.is_log(names.stderr):
+            self.stderr = self.stdout
+        else:
+            self.stderr = self._open_stream(names.stderr, STDERR)
+
+    def _open_stream(self, name: str, stream: bytes) -> int | None:
+        if not log_uri.is_log(name):
+            return self._open_output(name)
+        read, write = os.pipe2(os.O_CLOEXEC)
+        self._log_ends.append(self._keep(write))
+        self._record(read, stream, name)
+        return write
+
+    def _record(self, source: int, stream: bytes, name: str) -> None:
+        """Have what comes from ``source`` recorded; it is closed here, in any case."""
+        try:
+            if name not in self._writers:
+                self._writers[name] = LogWriter(*log_uri.parse(name))
+            pump = LogPump(self._loop, source, stream, self._writers[name], self._output_ended)
+        except BaseException:
+            os.close(source)
+            raise
+        self._outputs.append(pump)
+        self._copying += 1
+
+    def _output_ended(self) -> None:
+        self._copying -= 1
+        if self._copying:
+            return
+        self._close_writers()
+        if self._when_drained is not None:
+            callback, self._when_drained = self._when_drained, None
+            callback()
+
+    def _close_writers(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
 
     def _open_output(self, name: str) -> int | None:
         if not name:
@@ -224,10 +206,14 @@ class Stdio:
         """The runtime has the streams: take the terminal, drop what is not ours to keep."""
         if self._console is not None:
             self._take_console()
-        elif self.stdin is not None:
-            self._keepers.remove(self.stdin)
-            os.close(self.stdin)
-            self.stdin = None
+            return
+        # the log's pipes end when the process and its children do
+        for fd in (self.stdin, *self._log_ends):
+            if fd is not None:
+                self._keepers.remove(fd)
+                os.close(fd)
+        self.stdin = None
+        self._log_ends.clear()
 
     def _drop_console(self, console: socket.socket) -> None:
         console.close()
@@ -253,14 +239,17 @@ class Stdio:
         self._master = fds[0]
         os.set_inheritable(self._master, False)
         self._raw_output()
-        if self.names.stdout:
+        if log_uri.is_log(self.names.stdout):
+            self._record(os.dup(self._master), STDOUT, self.names.stdout)
+        elif self.names.stdout:
             target = self._open_output(self.names.stdout)
             if target is not None:
                 copy, out = os.dup(self._master), os.dup(target)
-                self._output_pump = Pump(self._loop, copy, out, self._drained)
+                self._outputs.append(Pump(self._loop, copy, out, self._output_ended))
+                self._copying += 1
         if self.names.stdin:
             source = os.open(self.names.stdin, _FIFO_FLAGS)
-            self._stdin_pump = _StdinPump(self._loop, source, os.dup(self._master))
+            self._stdin_pump = StdinPump(self._loop, source, os.dup(self._master))
 
     def _forget_console(self) -> None:
         console, self._console = self._console, None
@@ -280,31 +269,28 @@ class Stdio:
         state[1] &= ~termios.ONLCR
         termios.tcsetattr(self._master, termios.TCSANOW, state)
 
-    def _drained(self) -> None:
-        self._output_pump = None
-        if self._when_drained is not None:
-            callback, self._when_drained = self._when_drained, None
-            callback()
-
     def drain(self, done: Callable[[], None]) -> None:
-        """The process has ended: call ``done`` when what it wrote to its terminal is copied."""
-        if self._output_pump is None:
+        """The process has ended: call ``done`` when what it wrote is copied."""
+        if not self._copying:
             done()
             return
         self._when_drained = done
-        self._await_drained(self._output_pump.copied, DRAIN_ROUNDS)
+        self._await_drained(self._copied(), DRAIN_ROUNDS)
+
+    def _copied(self) -> int:
+        return sum(pump.copied for pump in self._outputs)
 
     def _await_drained(self, before: int, rounds: int) -> None:
-        """Have patience while something is copied; a child may hold the terminal for ever."""
+        """Have patience while something is copied; a child may hold the streams for ever."""
 
         def look() -> None:
-            pump, callback = self._output_pump, self._when_drained
-            if pump is None or callback is None:
+            callback, copied = self._when_drained, self._copied()
+            if callback is None:
                 return
-            if pump.copied != before and rounds:
-                self._await_drained(pump.copied, rounds - 1)
+            if copied != before and rounds:
+                self._await_drained(copied, rounds - 1)
                 return
-            # the pump goes on until the process is deleted
+            # the pumps go on until the process is deleted
             self._when_drained = None
             callback()
 
@@ -324,13 +310,14 @@ class Stdio:
 
     def close(self) -> None:
         """Close the shim's ends."""
-        pump, self._output_pump = self._output_pump, None
-        if pump is not None:
+        for pump in self._outputs:
             pump.close()
+        self._outputs.clear()
+        self._close_writers()
         self.ended()
 
     def ended(self) -> None:
-        """The process has ended: close all but what of its terminal's output is not copied yet."""
+        """The process has ended: close all but what of its output is not copied yet."""
         pump, self._stdin_pump = self._stdin_pump, None
         if pump is not None:
             pump.close()
@@ -342,33 +329,6 @@ class Stdio:
             os.close(self._master)
             self._master = -1
         self._forget_console()
-
-
-class _StdinPump(Pump):
-    """Copies a FIFO, which has no end of its own."""
-
-    def __init__(self, loop: Loop, source: int, target: int) -> None:
-        super().__init__(loop, source, target)
-        self._finishing = False
-
-    def finish(self) -> None:
-        """Copy what is there, then end: our client has said that this is all."""
-        self._finishing = True
-        while self._source >= 0 and not self._buffer:
-            try:
-                data = os.read(self._source, CHUNK)
-            except BlockingIOError:
-                data = b""
-            if not data:
-                self.close()
-                return
-            self._buffer = data
-            self._write()
-
-    def _write(self) -> None:
-        super()._write()
-        if self._finishing and self._source >= 0 and not self._buffer:
-            self.finish()
 
 
 def _is_fifo(path: str) -> bool:

@@ -24,7 +24,7 @@ class Status(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stdio:
-    """Where a process's streams go: a FIFO path, or a URI (file://, binary://); "" for none."""
+    """Where a process's streams go: a FIFO, or a URI (file, binary, kontti-log); "" for none."""
 
     stdin: str = ""
     stdout: str = ""

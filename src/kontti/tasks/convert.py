@@ -29,6 +29,7 @@ def start(container: Container, options: CreateOptions) -> Start:
         path=options.runtime_path,
         options=to_any(packed).encode() if packed else b"",
         group=group(spec) or container.sandbox,
+        sandbox=container.sandbox,
     )
 
 

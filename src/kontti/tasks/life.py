@@ -19,13 +19,15 @@ from kontti.errors import DeadlineExceeded, Error, FailedPrecondition, NotFound,
 from kontti.events.base import Publisher
 from kontti.linux import fs
 from kontti.metadata.base import Container
+from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
 from kontti.runtime.bundle import Bundle
 from kontti.runtime.manager import KILLED, RuntimeSettings, ShimManager
 from kontti.runtime.shim import Shim
-from kontti.tasks import convert
+from kontti.tasks import convert, streams
 from kontti.tasks.base import CreateOptions, Exit, Status
 from kontti.tasks.checkpoints import Checkpoints
+from kontti.tasks.rootfs import RootFilesystems
 from kontti.tasks.table import Phase, Task, TaskTable
 from kontti.values import AnyValue, Descriptor
 from kontti.wire.messages.events.task import TaskDelete, TaskExit
@@ -48,18 +50,24 @@ class Lifecycle:
         table: TaskTable,
         publisher: Publisher,
         checkpoints: Checkpoints | None = None,
+        *,
+        mounts: Mounts | None = None,
     ) -> None:
         self._checkpoints = checkpoints
         self.settings = settings
+        self._rootfs = RootFilesystems(mounts)
         self.table = table
         self._publisher = publisher
         self.shims = ShimManager(settings)
-        self.shims.on_lost = self._lost
+        self.shims.on_lost.append(self._lost)
         self._loads: set[asyncio.Task[None]] = set()
         self._work: set[asyncio.Task[object]] = set()
 
     async def create(self, bundle: Bundle, container: Container, options: CreateOptions) -> int:
         """A new task's pid; raises AlreadyExists, Error. A caller that gives up gets none."""
+        own = self.shims.is_own(container.runtime, options.runtime_path)
+        stdio = streams.for_task(options.stdio, dict(self.settings.log_options), own=own)
+        options = replace(options, stdio=stdio)
         task = self.table.claim(bundle, Phase.CREATING)
         work = self._begin(self._create(task, container, options))
         try:
@@ -70,8 +78,10 @@ class Lifecycle:
 
     async def _create(self, task: Task, container: Container, options: CreateOptions) -> int:
         try:
+            options = await self._rootfs.prepare(task.bundle, options)
             shim = await self.shims.start(task.bundle, convert.start(container, options))
         except BaseException:
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
             raise
         try:
@@ -145,6 +155,7 @@ class Lifecycle:
         try:
             await self.shims.clean(task.bundle, shim)
         finally:
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
 
     async def _abandon(self, task: Task, work: asyncio.Task[int]) -> None:
@@ -167,6 +178,7 @@ class Lifecycle:
             task.exit = convert.exit_of(task.bundle.id, ended)
             if not task.exit.exited_at:
                 task.exit = replace(task.exit, exited_at=time.time_ns())
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
 
     async def delete(self, task: Task, shim: Shim) -> Exit:
@@ -206,6 +218,7 @@ class Lifecycle:
         try:
             await self.shims.stop(shim, task.bundle)
         finally:
+            await self._rootfs.release(task.bundle)
             self.table.go(task, Phase.GONE)
 
     async def load(self) -> None:
@@ -286,7 +299,7 @@ class Lifecycle:
 
     async def close(self) -> None:
         """Let go of every shim; tasks go on. What has begun is given some time to finish."""
-        self.shims.on_lost = lambda _shim, _namespace: None
+        self.shims.on_lost.clear()
         for loading in list(self._loads):
             loading.cancel()
         if self._work:

@@ -13,9 +13,11 @@ from kontti.errors import Error, InvalidArgument, NotFound, Unavailable
 from kontti.events.base import Publisher
 from kontti.filters import field_adaptor, parse_all
 from kontti.metadata.base import Container, Containers
+from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
+from kontti.runtime.bundle import BUILTIN
 from kontti.runtime.manager import RuntimeSettings, ShimManager
-from kontti.tasks import convert
+from kontti.tasks import convert, streams
 from kontti.tasks.base import (
     CreateOptions,
     ExecOptions,
@@ -41,6 +43,7 @@ class TaskManager:
     """tasks.base.Tasks. Lives on one event loop; ``containers`` gives a scope's records.
 
     Without ``checkpoints`` a task's state can be written to a directory alone.
+    ``mounts`` makes what the system cannot of root file systems.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class TaskManager:
         containers: Callable[[Scope], Containers],
         publisher: Publisher,
         checkpoints: Checkpoints | None = None,
+        *,
+        mounts: Mounts | None = None,
     ) -> None:
         self._settings = settings
         self._containers = containers
         self._table = TaskTable()
-        self._life = Lifecycle(settings, self._table, publisher, checkpoints)
+        self._life = Lifecycle(settings, self._table, publisher, checkpoints, mounts=mounts)
 
     @property
     def shims(self) -> ShimManager:
@@ -147,7 +152,10 @@ class TaskManager:
     async def exec(self, scope: Scope, id: str, options: ExecOptions) -> None:
         """Add a process, to be started."""
         check_identifier(options.exec_id, "exec id")
-        await self._call(scope, id, "Exec", convert.exec_request(id, options), Empty)
+        own = self.shims.bundles.of(scope.namespace, id).binary() == BUILTIN
+        stdio = streams.for_task(options.stdio, dict(self._settings.log_options), own=own)
+        request = convert.exec_request(id, replace(options, stdio=stdio))
+        await self._call(scope, id, "Exec", request, Empty)
 
     async def resize_pty(
         self, scope: Scope, id: str, exec_id: str, width: int, height: int

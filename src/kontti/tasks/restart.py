@@ -26,6 +26,8 @@ from kontti.tasks.labels import (
     STATUS,
 )
 from kontti.values import Mount
+from kontti.wire.log_uri import LABEL as KEPT
+from kontti.wire.log_uri import is_log
 
 log = logging.getLogger(__name__)
 FILTER = f'labels."{STATUS}"'
@@ -78,7 +80,9 @@ def _number(text: str) -> int:
 def log_uri(labels: Mapping[str, str]) -> str:
     """Where output goes; the older label is a path."""
     path = labels.get(OLD_LOG_PATH, "")
-    return labels.get(LOG_URI, "") or (f"file://{path}" if path else "")
+    wanted = labels.get(LOG_URI, "") or (f"file://{path}" if path else "")
+    before = labels.get(KEPT, "")
+    return wanted or (before if is_log(before) else "")
 
 
 @dataclass(slots=True)

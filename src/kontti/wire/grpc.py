@@ -6,7 +6,8 @@ https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 from __future__ import annotations
 
 from kontti.errors import Error, Internal, Unavailable, from_code
-from kontti.wire.http2 import Http2Connection, Received
+from kontti.wire.http2 import Http2Connection
+from kontti.wire.http2_frames import Received
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

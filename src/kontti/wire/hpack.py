@@ -7,6 +7,7 @@ from kontti.errors import InvalidArgument
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import ClassVar
 
 # RFC 7541, appendix A
 STATIC = tuple(
@@ -82,6 +83,8 @@ _LENGTHS = (
     "KABABABBBACCBBBABCBAABCCCCCKGJIXPRPPRRRSRSSSSSTSTTRSTSSSSQRSRSSTRQPRRSSQSRRTQRSSQQRQSRSSPRRRSRRS"
     "VVPORSRUVVVWWVTUOQVWWVWTQQVVXWWWPTPQRQQSRRUUTTVSVWVVWWWWWXWWWWWVZ"
 )
+_BITS = (1 << 64) - 1
+KNOWN_STRINGS, KNOWN_SIZE, KNOWN_BLOCKS = 512, 128, 64
 MAX_TABLE = 4096
 MAX_HEADERS = 64 << 10
 Header = tuple[str, str]
@@ -91,45 +94,83 @@ class HeaderError(InvalidArgument):
     """A header block that cannot be decoded: the connection is lost with it."""
 
 
-def _codes() -> dict[tuple[int, int], int]:
-    """Symbol by (length, code)."""
-    lengths = [ord(c) - ord("A") + 5 for c in _LENGTHS]
-    code = previous = 0
-    found = {}
-    for symbol in sorted(range(257), key=lambda s: (lengths[s], s)):
-        code <<= lengths[symbol] - previous
-        previous = lengths[symbol]
-        found[previous, code] = symbol
-        code += 1
-    return found
+class _Codes:
+    """Symbols by code: those of up to eight bits by each byte they begin, the others by length."""
+
+    __slots__ = ("long", "short")
+
+    def __init__(self) -> None:
+        lengths = [ord(c) - ord("A") + 5 for c in _LENGTHS]
+        self.short: list[tuple[int, int] | None] = [None] * 256
+        self.long: dict[tuple[int, int], int] = {}
+        code = previous = 0
+        for symbol in sorted(range(257), key=lambda s: (lengths[s], s)):
+            length = lengths[symbol]
+            code <<= length - previous
+            previous = length
+            if length <= 8:
+                first = code << 8 - length
+                for byte in range(first, first + (1 << 8 - length)):
+                    self.short[byte] = (symbol, length)
+            else:
+                self.long[length, code] = symbol
+            code += 1
+
+    def next(self, bits: int, left: int) -> tuple[int, int] | None:
+        """The symbol that the last ``left`` of ``bits`` begin with, and its length; None without
+        a whole one. Raises HeaderError."""
+        head = (bits >> left - 8 if left >= 8 else bits << 8 - left) & 0xFF
+        found = self.short[head]
+        if found is not None:
+            return found if found[1] <= left else None
+        for length in range(9, min(left, 30) + 1):
+            symbol = self.long.get((length, bits >> left - length & (1 << length) - 1))
+            if symbol == 256:
+                raise HeaderError("hpack: end of string inside a string")
+            if symbol is not None:
+                return symbol, length
+        if left >= 30:
+            raise HeaderError("hpack: no such code")
+        return None
 
 
 class Huffman:
     """Decodes strings; the table is made when the first one is met."""
 
-    _table: dict[tuple[int, int], int] | None = None
+    _codes: _Codes | None = None
+    _known: ClassVar[dict[bytes, bytes]] = {}
 
     @classmethod
     def decode(cls, data: bytes) -> bytes:
         """Raises HeaderError for a code that is none, or padding that is not ones."""
-        if cls._table is None:
-            cls._table = _codes()
-        table = cls._table
+        known = cls._known.get(data)
+        if known is not None:
+            return known
+        decoded = cls._decode(data)
+        # clients send the same few strings on each of their connections
+        if len(data) <= KNOWN_SIZE:
+            if len(cls._known) >= KNOWN_STRINGS:
+                cls._known.clear()
+            cls._known[data] = decoded
+        return decoded
+
+    @classmethod
+    def _decode(cls, data: bytes) -> bytes:
+        if cls._codes is None:
+            cls._codes = _Codes()
+        following = cls._codes.next
         out = bytearray()
-        code = length = 0
+        bits = left = 0
         for byte in data:
-            for shift in range(7, -1, -1):
-                code = code << 1 | (byte >> shift & 1)
-                length += 1
-                symbol = table.get((length, code))
-                if symbol is not None:
-                    if symbol == 256:
-                        raise HeaderError("hpack: end of string inside a string")
-                    out.append(symbol)
-                    code = length = 0
-                elif length > 30:
-                    raise HeaderError("hpack: no such code")
-        if length > 7 or code != (1 << length) - 1:
+            bits = (bits << 8 | byte) & _BITS
+            left += 8
+            while left >= 5:
+                found = following(bits, left)
+                if found is None:
+                    break
+                out.append(found[0])
+                left -= found[1]
+        if left > 7 or bits & (1 << left) - 1 != (1 << left) - 1:
             raise HeaderError("hpack: bad padding")
         return bytes(out)
 
@@ -141,9 +182,24 @@ class Decoder:
         self._dynamic: list[Header] = []
         self._size = 0
         self._limit = MAX_TABLE
+        self._changed = False
+        # what blocks mean while the table stays as it is: calls of one kind begin with the same
+        self._known: dict[bytes, list[Header]] = {}
 
     def decode(self, block: bytes) -> list[Header]:
-        """The headers of a whole block; raises HeaderError."""
+        """The headers of a whole block, not to be changed; raises HeaderError."""
+        known = self._known.get(block)
+        if known is not None:
+            return known
+        self._changed = False
+        headers = self._decode(block)
+        if self._changed or len(self._known) >= KNOWN_BLOCKS:
+            self._known.clear()
+        if not self._changed and len(block) <= KNOWN_SIZE:
+            self._known[block] = headers
+        return headers
+
+    def _decode(self, block: bytes) -> list[Header]:
         headers: list[Header] = []
         total = pos = 0
         while pos < len(block):
@@ -158,6 +214,7 @@ class Decoder:
                 if limit > MAX_TABLE:
                     raise HeaderError("hpack: table is too large")
                 self._limit = limit
+                self._changed = True
                 self._evict()
                 continue
             else:
@@ -190,6 +247,7 @@ class Decoder:
 
     def _add(self, header: Header) -> None:
         self._dynamic.insert(0, header)
+        self._changed = True
         self._size += _weight(header)
         self._evict()
 

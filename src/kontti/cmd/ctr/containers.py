@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import sys
-import time
 
-from kontti.cmd.ctr.exec import EXEC
+from kontti.cmd.ctr.exec import EXEC_ANY
 from kontti.cmd.ctr.flags import CREATE
-from kontti.cmd.ctr.grammar import BOOL, INT, Call, Command, Flag
-from kontti.cmd.ctr.lookup import STATUSES, STOPPED, container, task
+from kontti.cmd.ctr.grammar import BOOL, INT, LIST, Call, Command, Flag
+from kontti.cmd.ctr.hints import hint_elsewhere
+from kontti.cmd.ctr.lookup import LOG_LABEL, STATUSES, STOPPED, container, task
 from kontti.cmd.ctr.output import error, print_json, rfc3339, write_table
-from kontti.cmd.ctr.session import CONTAINERS, connect, key_values, namespace_of
+from kontti.cmd.ctr.session import CONTAINERS, TASKS, connect, key_values
 from kontti.errors import Error, NotFound
 from kontti.wire.messages.google import FieldMask, Timestamp
 from kontti.wire.messages.services.containers.v1.containers import (
@@ -23,14 +21,12 @@ from kontti.wire.messages.services.containers.v1.containers import (
     UpdateContainerRequest,
     UpdateContainerResponse,
 )
+from kontti.wire.messages.services.tasks.v1.tasks import ListTasksRequest, ListTasksResponse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kontti.client.client import Client
     from kontti.wire.messages.google import Any
-
-LOG_DIR = "/var/lib/containerd/logs"
-FOLLOW_SECONDS = 0.2
 
 
 def create(call: Call) -> None:
@@ -43,16 +39,37 @@ def create(call: Call) -> None:
 
 
 def list_(call: Call) -> None:
-    """Id, image and runtime of each."""
+    """Id, image and runtime of each, and what its task is doing."""
     with connect(call) as client:
         request = ListContainersRequest(filters=call.args)
         found = client.unary(CONTAINERS + "List", request, ListContainersResponse).containers
-    if call.bool("quiet"):
-        for record in found:
-            print(record.id)
-        return
+        if call.bool("quiet"):
+            for record in found:
+                print(record.id)
+            return
+        states = statuses(client) if call.bool("status") else {}
+        if not found and not call.args:
+            hint_elsewhere(client, call, "containers", lambda name: count(client, name))
+    rows: list[tuple[str, ...]]
     rows = [(c.id, c.image or "-", c.runtime.name if c.runtime else "") for c in found]
-    write_table([("CONTAINER", "IMAGE", "RUNTIME"), *rows], minimum=4, padding=4)
+    titles: tuple[str, ...] = ("CONTAINER", "IMAGE", "RUNTIME")
+    if call.bool("status"):
+        titles = (*titles, "STATUS")
+        rows = [(*row, states.get(row[0], "-")) for row in rows]
+    write_table([titles, *rows], minimum=4, padding=4)
+
+
+def statuses(client: Client) -> dict[str, str]:
+    """What each task is doing, by container."""
+    tasks = client.unary(TASKS + "List", ListTasksRequest(), ListTasksResponse).tasks
+    return {process.id: STATUSES[process.status] for process in tasks}
+
+
+def count(client: Client, namespace: str) -> int:
+    """How many containers there are in a namespace."""
+    request = ListContainersRequest()
+    answer = client.unary(CONTAINERS + "List", request, ListContainersResponse, namespace=namespace)
+    return len(answer.containers)
 
 
 def info(call: Call) -> None:
@@ -140,62 +157,33 @@ def delete_one(client: Client, id: str, *, keep: bool) -> None:
     if keep:
         record.snapshot_key = ""
     delete_container(client, record)
+    delete_log(record)
+
+
+def delete_log(record: Container) -> None:
+    """Delete what was kept of a container's output. kontti's daemon has done it, others do not."""
+    if LOG_LABEL not in record.labels:
+        return
+    from kontti.shim.log_files import remove_all
+    from kontti.wire.log_uri import folder_of
+
+    folder = folder_of(record.labels[LOG_LABEL])
+    if folder:
+        remove_all(folder)
 
 
 def start(call: Call) -> int:
-    """Start a container's task in the background, its output kept for ``logs``."""
-    from kontti.cmd.ctr.running import Run, create_task, follow
+    """Start a container's task in the background."""
+    from kontti.cmd.ctr import logs
 
-    id = call.arg(0, "container id must be provided")
-    path = log_path(call, id)
-    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-    with connect(call) as client:
-        record = container(client, id)
-        plan = Run(id=id, detach=True, log_uri=f"file://{path}")
-        return follow(client, create_task(client, record, plan), plan)
+    return logs.start(call)
 
 
-def log_path(call: Call, id: str) -> str:
-    """Where ``start`` has a container's output written."""
-    return os.path.join(LOG_DIR, namespace_of(call), f"{id}.log")
+def print_logs(call: Call) -> None:
+    """What a container has written."""
+    from kontti.cmd.ctr import logs
 
-
-def logs(call: Call) -> int | None:
-    """What a container that ``start`` started has written so far; -f goes on."""
-
-    id = call.arg(0, "container id must be provided")
-    path = log_path(call, id)
-    with connect(call) as client:
-        container(client, id)
-        if not os.path.exists(path):
-            raise NotFound(f"no output of container {id} was kept: it was not started by start")
-        with open(path, "rb") as file:
-            skip_to_tail(file, call.int("tail"))
-            while True:
-                data = file.read()
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-                if data:
-                    continue
-                if not call.bool("follow") or _ended(client, id, task, STOPPED):
-                    return None
-                time.sleep(FOLLOW_SECONDS)
-
-
-def _ended(client: Client, id: str, task: object, stopped: int) -> bool:
-    try:
-        return bool(task(client, id).status == stopped)  # type: ignore[operator]
-    except NotFound:
-        return True
-
-
-def skip_to_tail(file: object, lines: int) -> None:
-    """Leave all but the last ``lines`` out; a negative number leaves nothing out."""
-    if lines < 0:
-        return
-    data = file.read()  # type: ignore[attr-defined]
-    kept = data.splitlines(keepends=True)[-lines:] if lines else []
-    file.seek(len(data) - sum(map(len, kept)))  # type: ignore[attr-defined]
+    logs.logs(call)
 
 
 def checkpoint(call: Call) -> None:
@@ -212,6 +200,29 @@ def restore(call: Call) -> int:
     return checkpoints.restore(call)
 
 
+START = Command(
+    "start",
+    start,
+    "start a container in the background, its output kept for logs",
+    args="[flags] CONTAINER",
+    flags=[
+        Flag("log-opt", LIST, "how much is kept: max-size=10m, max-file=5, compress=true"),
+        Flag("pid-file", help="file path to write the task's pid"),
+    ],
+)
+LOGS = Command(
+    "logs",
+    print_logs,
+    "print what a container has written",
+    args="[flags] CONTAINER",
+    flags=[
+        Flag("follow,f", BOOL, "go on to the container's end"),
+        Flag("tail,n", INT, "only the last lines", default=-1),
+        Flag("since", help="from a time on (2006-01-02T15:04:05Z), or 10m for ten minutes ago"),
+        Flag("until", help="up to a time, or 10m for ten minutes ago"),
+        Flag("timestamps,t", BOOL, "say when each line was written"),
+    ],
+)
 COMMANDS = (
     Command(
         "checkpoint",
@@ -239,7 +250,7 @@ COMMANDS = (
         args="[flags] CONTAINER [CONTAINER, ...]",
         flags=[Flag("keep-snapshot", BOOL)],
     ),
-    EXEC,
+    EXEC_ANY,
     Command(
         "info", info, "get info about a container", args="CONTAINER", flags=[Flag("spec", BOOL)]
     ),
@@ -254,15 +265,9 @@ COMMANDS = (
         list_,
         "list containers",
         args="[flags] [<filter>, ...]",
-        flags=[Flag("quiet,q", BOOL)],
+        flags=[Flag("quiet,q", BOOL), Flag("status,s", BOOL, "show what each task is doing")],
     ),
-    Command(
-        "logs",
-        logs,
-        "print what a container has written",
-        args="[flags] CONTAINER",
-        flags=[Flag("follow,f", BOOL), Flag("tail", INT, default=-1)],
-    ),
+    LOGS,
     Command(
         "restore",
         restore,
@@ -273,5 +278,5 @@ COMMANDS = (
             Flag("live", BOOL, "restore the runtime and memory data from the checkpoint"),
         ],
     ),
-    Command("start", start, "start a container in the background", args="CONTAINER"),
+    START,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from kontti.client.client import FOREVER
 from kontti.cmd.ctr.grammar import BOOL, Call, Command, Flag
@@ -25,6 +26,8 @@ from kontti.wire.typeurl import PROCESS_URL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kontti.client.client import Client
     from kontti.wire.messages.services.containers.v1.containers import Container
 
@@ -34,7 +37,8 @@ def exec_(call: Call) -> int:
     id = call.arg(0, "container id must be provided")
     if not call.args[1:]:
         raise FailedPrecondition("a command must be provided")
-    exec_id, detach = call.str("exec-id"), call.bool("detach")
+    exec_id = call.str("exec-id") if "exec-id" in call.given else random_id()
+    detach = call.bool("detach")
     with connect(call) as client:
         record = container(client, id)
         task(client, id)
@@ -46,6 +50,11 @@ def exec_(call: Call) -> int:
         finally:
             if not detach:
                 io.close()
+
+
+def random_id() -> str:
+    """An exec id for a user who does not care."""
+    return f"exec-{os.urandom(6).hex()}"
 
 
 def run_exec(
@@ -119,11 +128,19 @@ _EXEC = (
     Flag("log-uri"),
     Flag("user"),
 )
-EXEC = Command(
-    "exec",
-    exec_,
-    "execute additional processes in an existing container",
-    args="[flags] CONTAINER CMD [ARG...]",
-    flags=_EXEC,
-    passthrough=True,
-)
+
+
+def _command(flags: Sequence[Flag]) -> Command:
+    return Command(
+        "exec",
+        exec_,
+        "execute additional processes in an existing container",
+        args="[flags] CONTAINER CMD [ARG...]",
+        flags=flags,
+        passthrough=True,
+    )
+
+
+EXEC = _command(_EXEC)
+# of `ctr containers`, where the original has none: an id is picked
+EXEC_ANY = _command([Flag("exec-id") if flag.names == ("exec-id",) else flag for flag in _EXEC])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kontti.cmd.ctr.content import registry_flags
 from kontti.cmd.ctr.grammar import BOOL, INT, LIST, Call, Command, Flag, UsageError
+from kontti.cmd.ctr.hints import hint_elsewhere
 from kontti.cmd.ctr.output import binary_size, error, labels_text, warn, write_table
 from kontti.cmd.ctr.session import IMAGES, SNAPSHOTTER, connect, key_values
 from kontti.errors import AlreadyExists, Error, NotFound
@@ -49,10 +50,19 @@ def list_(call: Call) -> None:
                 print(image.name)
             return
         if not found:
+            if not call.args:
+                hint_elsewhere(client, call, "images", lambda name: count(client, name))
             print("REF TYPE DIGEST SIZE PLATFORMS LABELS ")
             return
         rows = [row_of(client, image) for image in found]
     write_table([("REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"), *rows])
+
+
+def count(client: Client, namespace: str) -> int:
+    """How many images there are in a namespace."""
+    request = ListImagesRequest()
+    answer = client.unary(IMAGES + "List", request, ListImagesResponse, namespace=namespace)
+    return len(answer.images)
 
 
 def row_of(client: Client, image: Image) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STATUSES = ("UNKNOWN", "CREATED", "RUNNING", "STOPPED", "PAUSED", "PAUSING")
 STOPPED = 3
+LOG_LABEL = "kontti.io/log-uri"
 STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
 
 

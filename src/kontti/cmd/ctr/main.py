@@ -57,6 +57,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("leases", (), "manage leases", "leases"),
     ("namespaces", ("namespace", "ns"), "manage namespaces", "namespaces"),
     ("run", (), "run a container", "run"),
+    ("sandboxes", ("sandbox", "sb", "s"), "manage sandboxes", "sandboxes"),
     ("snapshots", ("snapshot",), "manage snapshots", "snapshots"),
     ("tasks", ("t", "task"), "manage tasks", "tasks"),
     ("oci", (), "OCI tools", "oci"),

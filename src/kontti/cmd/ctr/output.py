@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kontti.logs.reader import Query
+
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -105,6 +107,27 @@ def rfc3339(ns: int, *, fraction: bool = True) -> str:
 def go_time(ns: int) -> str:
     """Go's ``time.String``: ``2026-11-23 08:30:44.127196698 +0000 UTC``."""
     return rfc3339(ns).replace("T", " ").removesuffix("Z") + " +0000 UTC"
+
+
+def write_log(folder: str, query: Query, *, timestamps: bool) -> None:
+    """A log's stdout to ours and its stderr to ours, with what is to be said of lost bytes."""
+    from kontti.logs.output import Shown
+    from kontti.logs.reader import read
+    from kontti.wire.log_record import STDOUT
+
+    shown = Shown(timestamps=timestamps)
+    out, err = sys.stdout.buffer, sys.stderr.buffer
+    last = out
+    for record in read(folder, query):
+        target = out if record.stream == STDOUT and not record.lost else err
+        if target is not last:
+            # both may be one terminal
+            last.flush()
+            last = target
+        target.write(shown.text(record))
+        if query.follow:
+            target.flush()
+    last.flush()
 
 
 def labels_text(labels: Mapping[str, str], empty: str = "-") -> str:

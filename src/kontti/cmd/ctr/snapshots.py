@@ -7,13 +7,21 @@ from kontti.cmd.ctr.output import binary_size, print_json, rfc3339, write_table
 from kontti.cmd.ctr.session import (
     DEFAULT_SNAPSHOTTER,
     DIFF,
+    MOUNTS,
     SNAPSHOTS,
     SNAPSHOTTER,
     connect,
     key_values,
 )
+from kontti.errors import AlreadyExists, Unimplemented
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.diff.v1.diff import DiffRequest, DiffResponse
+from kontti.wire.messages.services.mounts.v1.mounts import (
+    ActivateRequest,
+    ActivateResponse,
+    InfoRequest,
+    InfoResponse,
+)
 from kontti.wire.messages.services.snapshots.v1.snapshots import (
     CommitSnapshotRequest,
     Info,
@@ -189,9 +197,29 @@ def mounts(call: Call) -> None:
     target = call.arg(0, "needs two arguments")
     key = call.arg(1, "needs two arguments")
     with connect(call) as client:
-        request = MountsRequest(snapshotter=snapshotter_of(call), key=key)
-        answer = client.unary(SNAPSHOTS + "Mounts", request, MountsResponse)
-    print_mounts(target, answer.mounts)
+        name = snapshotter_of(call)
+        request = MountsRequest(snapshotter=name, key=key)
+        found = client.unary(SNAPSHOTS + "Mounts", request, MountsResponse).mounts
+        # for as long as the snapshot is there
+        activate = ActivateRequest(
+            name=f"ctr{key}",
+            mounts=found,
+            temporary=call.bool("temp"),
+            labels={f"containerd.io/gc.bref.snapshot.{name}": key},
+        )
+        print_mounts(target, activated(client, activate))
+
+
+def activated(client: Client, request: ActivateRequest) -> Sequence[Mount]:
+    """What is left to mount when the daemon has mounted what the system cannot."""
+    try:
+        info = client.unary(MOUNTS + "Activate", request, ActivateResponse).info
+    except Unimplemented:
+        return request.mounts
+    except AlreadyExists:
+        again = InfoRequest(name=request.name)
+        info = client.unary(MOUNTS + "Info", again, InfoResponse).info
+    return info.system if info is not None else ()
 
 
 def commit(call: Call) -> None:
@@ -306,7 +334,13 @@ COMMANDS = (
     ),
     Command("info", info, "get info about a snapshot", args="<key>"),
     Command("list,ls", list_, "list snapshots"),
-    Command("mounts,m,mount", mounts, "mount gets mount commands", args="<target> <key>"),
+    Command(
+        "mounts,m,mount",
+        mounts,
+        "mount gets mount commands",
+        args="<target> <key>",
+        flags=[Flag("temp", BOOL, "have the daemon mount all, and print a bind of that")],
+    ),
     Command("prepare", prepare, "prepare a snapshot", args="<key> [<parent>]", flags=_TARGET),
     Command("delete,del,remove,rm", remove, "remove snapshots", args="<key> [<key>, ...]"),
     Command("label", label, "add labels to content", args="<name> [<label>=<value> ...]"),

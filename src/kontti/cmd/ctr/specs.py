@@ -177,6 +177,7 @@ def record(client: Client, call: Call, container: Container) -> Container:
         from kontti.cmd.ctr import cni
 
         container.extensions[cni.EXTENSION] = cni.extension()
+    container.sandbox = call.str("sandbox")
     container.runtime = ContainerRuntime(name=call.str("runtime"), options=runtime_options(call))
     request = CreateContainerRequest(container=container)
     answer = client.unary(CONTAINERS + "Create", request, CreateContainerResponse)

@@ -6,18 +6,17 @@ import argparse
 import contextlib
 import os
 import stat
-import sys
-import threading
 from collections.abc import Iterator
 
+from kontti.cmd.ctr.output import write_log
 from kontti.cmd.ctr.stdio import Streams
 from kontti.cmd.kontti import waiting
 from kontti.cmd.kontti.console import Console
 from kontti.cmd.kontti.root import Root
+from kontti.engine.logs import query
 from kontti.errors import Error, FailedPrecondition
+from kontti.logs.watch import Watched
 from kontti.tasks.base import Stdio
-
-FOLLOW_SECONDS = 0.05
 
 
 def attach(root: Root, args: argparse.Namespace) -> int:
@@ -30,11 +29,15 @@ def attach(root: Root, args: argparse.Namespace) -> int:
         if engine.container(id).status not in ("running", "paused"):
             raise FailedPrecondition(f"container {id} is not running")
         stdio = engine.processes.get(id).stdio
-        path = "" if is_fifo(stdio.stdout) else engine.log_path(id)
-    if not path:
-        return take_over(root, waiting.Name(id), stdio)
-    with followed(path), forwarding(root, id):
-        return waiting.wait(root, id)
+        folder = "" if is_fifo(stdio.stdout) else engine.log_folder(id)
+        process = Watched(engine.container(id).pid)
+    with process:
+        if not folder:
+            return take_over(root, waiting.Name(id), stdio)
+        with forwarding(root, id):
+            wanted = query(follow=True, tail=0, ended=process.ended)
+            write_log(folder, wanted, timestamps=False)
+            return waiting.wait(root, id)
 
 
 def is_fifo(path: str) -> bool:
@@ -72,27 +75,3 @@ def forwarding(root: Root, id: str) -> Iterator[None]:
         yield
     finally:
         streams.close()
-
-
-@contextlib.contextmanager
-def followed(path: str) -> Iterator[None]:
-    """What is added to a file is printed, all of it by the end of the block."""
-    over = threading.Event()
-    with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-
-        def copy() -> None:
-            last = False
-            while not last:
-                last = over.wait(FOLLOW_SECONDS)
-                while data := file.read(1 << 16):
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
-
-        thread = threading.Thread(target=copy, name="follow", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()

@@ -5,26 +5,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from kontti.cmd.ctr.stdio import Fifos
 from kontti.cmd.kontti.root import Root
 from kontti.cmd.kontti.waiting import Job, Name, attend
 from kontti.engine.engine import Engine
 from kontti.errors import Error
+from kontti.shim.log_writer import LogWriter
 from kontti.tasks.base import Stdio
+from kontti.wire.log_record import STREAMS
 
 
 class Console(Fifos):
     """Our streams; what the process writes is kept in ``log`` as well, if there is one."""
 
-    log: BinaryIO | None = None
+    log: LogWriter | None = None
 
     def deliver(self, number: int, data: bytes) -> None:
         """Write ``data`` to our stdout (1) or stderr (2), and keep it."""
         if self.log is not None:
-            self.log.write(data)
+            self.log.write(STREAMS[number - 1], data)
         super().deliver(number, data)
+
+    def close_log(self) -> None:
+        """All is written: let go of the log."""
+        if self.log is not None:
+            self.log.close(wait=True)
 
     @property
     def stdio(self) -> Stdio:
@@ -70,8 +76,8 @@ def foreground(root: Root, session: Session, *, terminal: bool, interactive: boo
         def begin(engine: Engine) -> Name:
             name = session.begin(engine, console.stdio)
             if session.keep_output:
-                console.log = open(engine.log_path(name.id), "ab", buffering=0)  # noqa: SIM115
-                stack.push(console.log)
+                console.log = engine.log_writer(name.id)
+                stack.callback(console.close_log)
             console.connect(root, name)
             return name
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from kontti.wire.log_uri import DRIVERS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _SubParsersAction
@@ -55,6 +57,8 @@ def add_run(commands: Commands) -> None:
     run.add_argument("--cpus", type=float, default=0, help="limit of processors, such as 1.5")
     run.add_argument("--snapshotter", default="overlayfs", help="(default %(default)s)")
     run.add_argument("--runtime", default="", help="(default: the built-in one)")
+    run.add_argument("--log-driver", default="cri", choices=DRIVERS, help="(%(default)s)")
+    run.add_argument("--log-opt", action="append", default=[], help="max-size=10m, max-file=5, …")
     run.add_argument("-l", "--label", action="append", default=[], help="NAME=VALUE")
     run.add_argument("--restart", default="", help="always, unless-stopped, on-failure[:MOST], no")
     add_format(run)
@@ -98,9 +102,12 @@ def add_containers(commands: Commands) -> None:
     """Commands on containers that are there, and on kontti itself."""
     add_listing(commands)
     add_life(commands)
-    logs = add(commands, "logs", ("containers", "logs"), "print what a container wrote")
+    logs = add(commands, "logs", ("logs", "logs"), "print what a container wrote")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until its end")
     logs.add_argument("--tail", type=int, default=None, help="only the last lines")
+    logs.add_argument("--since", default="", help="from a time on, or 10m for ten minutes ago")
+    logs.add_argument("--until", default="", help="up to a time, or 10m for ten minutes ago")
+    logs.add_argument("-t", "--timestamps", action="store_true", help="say when, line by line")
     logs.add_argument("container", metavar="CONTAINER")
     cp = add(commands, "cp", ("copying", "cp"), "copy files to or from a container")
     cp.add_argument("-a", "--archive", action="store_true", help="keep owners and special files")

@@ -14,6 +14,7 @@ from kontti.engine.engine import Engine
 from kontti.engine.values import ExecOptions, Options
 from kontti.errors import InvalidArgument, NotFound
 from kontti.tasks.base import Stdio
+from kontti.wire.log_uri import options_of as options_of_log
 
 SHIFTS = {"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}
 
@@ -37,6 +38,8 @@ def options_of(args: argparse.Namespace) -> Options:
         runtime=args.runtime,
         labels=labels_of(args.label),
         restart=args.restart,
+        log_driver=args.log_driver,
+        log_options=options_of_log(args.log_opt),
     )
 
 
