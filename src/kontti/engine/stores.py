@@ -109,8 +109,6 @@ class Stores:
             stack.callback(self.metadata.close)
             self.workers = Workers(warm=settings.warm_workers)
             stack.callback(self.workers.close)
-            # one for all transfers: it is what keeps two from doing the same work
-            self._parts = Parts(self.metadata, self.applier)
             self.backup = Backup(self.metadata, database)
             stack.callback(self.backup.keep, closing=True)
             self.gc = Scheduler(self._collect, settings.gc)
