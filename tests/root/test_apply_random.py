@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from kontti.diff.applier import LayerApplier
 from kontti.diff.base import DiffOptions
 from kontti.diff.differ import WalkingDiffer
 from kontti.errors import Error
+from kontti.values import Descriptor
 from tests.support.images import Entry
 from tests.support.trees import Chain, Seen
 
@@ -40,6 +43,15 @@ def entries(draw: st.DrawFn) -> Entry:
     return Entry(name, data, mode, kind, link, uid=draw(st.sampled_from([0, 5])))
 
 
+class AheadChain(Chain):
+    """Each layer but the first is extracted before it is put over its parents, where it can be."""
+
+    def apply(self, entries: Iterable[Entry]) -> Descriptor | None:
+        if self.layers and self.apply_ahead(entries):
+            return None
+        return super().apply(entries)
+
+
 LAYERS = st.lists(st.lists(entries(), max_size=6), min_size=2, max_size=3)
 
 
@@ -54,7 +66,7 @@ def outcome(chain: Chain, layers: list[list[Entry]]) -> tuple[dict[str, Seen], i
 
 
 @settings(
-    max_examples=25,
+    max_examples=int(os.environ.get("KONTTI_EXAMPLES", "25")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
@@ -68,6 +80,7 @@ def test_all_ways_agree(layers: list[list[Entry]]) -> None:
         tree, _ = direct = outcome(chain, layers)
         mounted = Chain(root / "mounted", LayerApplier(store, direct=False), store)
         assert direct == outcome(mounted, layers)
+        assert direct == outcome(AheadChain(root / "ahead", LayerApplier(store), store), layers)
         if tree:
             assert_made_again(root, store, chain, tree)
 

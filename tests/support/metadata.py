@@ -22,6 +22,8 @@ from kontti.values import EMPTY, Mount, merge_labels
 class MemorySnapshotter:
     """snapshots.base.Snapshotter without file systems. ``fail`` names operations that raise."""
 
+    capabilities: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self.infos: dict[str, Info] = {}
         self.fail: dict[str, Error] = {}

@@ -173,6 +173,8 @@ class MemoryWriter:
 class MemorySnapshots:
     """A snapshotter; what was applied to a snapshot is in ``trees``."""
 
+    capabilities: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self.infos: dict[str, SnapshotInfo] = {}
         self.trees: dict[str, list[bytes]] = {}

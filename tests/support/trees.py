@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from kontti.content.base import Store
 from kontti.content.local import LocalStore
 from kontti.diff.applier import LayerApplier
+from kontti.diff.lowers import NeedsParents
 from kontti.diff.media_types import OCI_LAYER_GZIP
 from kontti.images.ingest import ingest
 from kontti.linux.mounts import mounted
@@ -80,6 +82,22 @@ class Chain:
         applied = self.applier.apply(put(self.store, gzipped(entries)), self.mounts())
         self.layers.append(self.root / str(len(self.layers)) / "fs")
         return applied
+
+    def apply_ahead(self, entries: Iterable[Entry]) -> bool:
+        """One more layer, extracted before it is put over its parents; False where it cannot be."""
+        [overlay] = self.mounts()
+        upper = self.root / str(len(self.layers)) / "fs"
+        upper.chmod(0o755)
+        os.chown(upper, 0, 0)
+        alone = [Mount("bind", str(upper), ("rbind", "rw"))]
+        try:
+            ahead = self.applier.apply_ahead(put(self.store, gzipped(entries)), alone)
+            self.applier.settle(ahead, alone, [overlay])
+        except NeedsParents:
+            shutil.rmtree(upper.parent)
+            return False
+        self.layers.append(upper)
+        return True
 
     def view(self) -> list[Mount]:
         """Read-only mounts of all layers."""

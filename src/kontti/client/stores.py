@@ -119,6 +119,9 @@ class RemoteLeases:
 class RemoteSnapshotter:
     """snapshots.base.Snapshotter."""
 
+    # what the daemon's can do would take a call to find out, and is of no use from here
+    capabilities: tuple[str, ...] = ()
+
     def __init__(self, client: Caller, name: str) -> None:
         self._client = client
         self._name = name

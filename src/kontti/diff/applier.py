@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from kontti.content.base import Provider, Reader
-from kontti.diff.job import ApplyJob, Result, TreeJob, encode
+from kontti.diff.base import Ahead, Root
+from kontti.diff.job import ApplyJob, Notes, Result, TreeJob, encode
+from kontti.diff.lowers import NeedsParents
 from kontti.diff.media_types import OCI_LAYER, layer_compression
-from kontti.diff.plan import mount_point, plan_mounted, plan_tree
+from kontti.diff.plan import mount_point, plan_ahead, plan_mounted, plan_tree
 from kontti.diff.workers import Workers
 from kontti.errors import FailedPrecondition
 from kontti.values import Descriptor, Digest, Mount
@@ -44,20 +47,68 @@ class LayerApplier:
         self, layer: Descriptor, mounts: Sequence[Mount], sync_fs: bool = False
     ) -> Descriptor:
         """Extract ``layer`` over ``mounts``; gives the uncompressed tar. See diff.base.Applier."""
-        compression = layer_compression(layer.media_type)
+        tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
         with self._content.reader(layer.digest) as blob:
-            job: ApplyJob = {
-                "task": "apply",
-                "blob": blob.path,
-                "size": blob.size,
-                "algorithm": layer.digest.algorithm,
-                # what a type calls gzip may be zstd or plain, as registries have it: the bytes say
-                "compression": compression if compression == "none" else "",
-                "limit": self._limit,
-                "tree": plan_tree(mounts) if self._direct else plan_mounted(mounts),
-                "sync": sync_fs,
-            }
+            job = self._job(layer, blob, tree, sync_fs)
             result = self._apply(job, blob, mounts)
+        return self._applied(layer, result)
+
+    def apply_ahead(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        sync_fs: bool = False,
+        stopped: Callable[[], bool] | None = None,
+    ) -> Ahead:
+        """Extract ``layer`` before its parents are there. See diff.base.AheadApplier."""
+        tree = plan_ahead(mounts)
+        if tree is None:
+            raise NeedsParents(b"")
+        with self._content.reader(layer.digest) as blob:
+            job: ApplyJob = {**self._job(layer, blob, tree, sync_fs), "ahead": True}
+            result = self._run(job, blob, time.monotonic() + self._deadline, stopped)
+        if result.get("needs_parents"):
+            raise NeedsParents(os.fsencode(result["message"]))
+        applied = self._applied(layer, result)
+        notes = {key: tuple(cast("list[str]", paths)) for key, paths in result["notes"].items()}
+        return Ahead(applied, tuple(result["root"]), **notes)
+
+    def settle(self, ahead: Ahead, mounts: Sequence[Mount], parents: Sequence[Mount]) -> Root:
+        """Bring what was extracted in line with its parents. See diff.base.AheadApplier."""
+        tree, over = plan_ahead(mounts), plan_tree(parents)
+        if tree is None or over["kind"] != "upper":
+            raise NeedsParents(b"")
+        tree = {**tree, "lowers": over["lowers"], "opaque_xattr": over["opaque_xattr"]}
+        notes: Notes = {
+            "implied": list(ahead.implied),
+            "described": list(ahead.described),
+            "whiteouts": list(ahead.whiteouts),
+            "opaques": list(ahead.opaques),
+        }
+        deadline = time.monotonic() + self._deadline
+        with self._workers.take() as worker:
+            result = worker.ask(encode({"task": "settle", "tree": tree, "notes": notes}), deadline)
+        self._workers.refill()
+        if result.get("needs_parents"):
+            raise NeedsParents(os.fsencode(result["message"]))
+        return tuple(result["root"])
+
+    def _job(self, layer: Descriptor, blob: Reader, tree: TreeJob, sync_fs: bool) -> ApplyJob:
+        compression = layer_compression(layer.media_type)
+        return {
+            "task": "apply",
+            "blob": blob.path,
+            "size": blob.size,
+            "algorithm": layer.digest.algorithm,
+            # what a type calls gzip may be zstd or plain, as registries have it: the bytes say
+            "compression": compression if compression == "none" else "",
+            "limit": self._limit,
+            "tree": tree,
+            "ahead": False,
+            "sync": sync_fs,
+        }
+
+    def _applied(self, layer: Descriptor, result: Result) -> Descriptor:
         self._workers.refill()
         _check(layer, result)
         return Descriptor(OCI_LAYER, Digest.parse(result["diff_id"]), result["size"])
@@ -72,14 +123,18 @@ class LayerApplier:
             result = self._run(again, blob, deadline)
         return result
 
-    def _run(self, job: ApplyJob, blob: Reader, deadline: float) -> Result:
+    def _run(
+        self,
+        job: ApplyJob,
+        blob: Reader,
+        deadline: float,
+        stopped: Callable[[], bool] | None = None,
+    ) -> Result:
         planned: TreeJob = job["tree"]
         with mount_point(planned) as tree, self._workers.take() as worker:
+            worker.stopped = stopped
             request = encode(cast("ApplyJob", {**job, "tree": tree}))
-            worker.send(request, () if blob.path is not None else _chunks(blob), deadline)
-            for _ in worker.frames(deadline):
-                pass
-            return worker.result()
+            return worker.ask(request, deadline, () if blob.path is not None else _chunks(blob))
 
 
 def _chunks(blob: Reader) -> Iterator[bytes]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kontti.values import EMPTY, Descriptor, Mount
 
@@ -29,6 +29,52 @@ class Applier(Protocol):
 
         Raises Unimplemented for an unknown media type, InvalidArgument for a malformed or hostile
         layer, NotFound without the blob, FailedPrecondition when the bytes are not the digest's.
+        """
+        ...
+
+
+Root = tuple[int, ...]
+"""How a tree's root looks: mode, uid, gid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A layer that was applied before its parents were there.
+
+    ``applied`` is the uncompressed tar. What follows ``root`` hangs on the parents: directories
+    that the layer implies but does not describe ("" is the root), ones it describes after what is
+    in them, whiteouts that may hide nothing, directories that are to hide their parents'.
+    """
+
+    applied: Descriptor
+    root: Root
+    implied: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
+    whiteouts: tuple[str, ...] = ()
+    opaques: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class AheadApplier(Protocol):
+    """An applier that need not wait for a layer's parents.
+
+    Both calls raise kontti.diff.lowers.NeedsParents for a layer that must be applied over them.
+    """
+
+    def apply_ahead(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        sync_fs: bool = False,
+        stopped: Callable[[], bool] | None = None,
+    ) -> Ahead:
+        """Extract ``layer`` into a snapshot of no parent; raises Canceled once ``stopped()``."""
+        ...
+
+    def settle(self, ahead: Ahead, mounts: Sequence[Mount], parents: Sequence[Mount]) -> Root:
+        """Bring it in line with its parents, by the mounts of an active snapshot over them.
+
+        Gives how the root looks then.
         """
         ...
 

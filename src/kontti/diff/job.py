@@ -36,7 +36,10 @@ class TreeJob(TypedDict):
 
 
 class ApplyJob(TypedDict):
-    """Extract the blob at ``blob`` (or, None, what follows on standard input: ``size`` bytes)."""
+    """Extract the blob at ``blob`` (or, None, what follows on standard input: ``size`` bytes).
+
+    ``ahead`` of the tree's parents: what hangs on them is told in the result, for a SettleJob.
+    """
 
     task: str
     blob: str | None
@@ -45,7 +48,27 @@ class ApplyJob(TypedDict):
     compression: str
     limit: int
     tree: TreeJob
+    ahead: bool
     sync: bool
+
+
+class Notes(TypedDict):
+    """What of a layer hangs on its parents: directories it only implies, "" being the root, ones it
+    describes after what is in them, whiteouts that may hide nothing, directories to be marked
+    opaque."""
+
+    implied: list[str]
+    described: list[str]
+    whiteouts: list[str]
+    opaques: list[str]
+
+
+class SettleJob(TypedDict):
+    """Bring ``tree``, which was extracted ahead, in line with its lowers."""
+
+    task: str
+    tree: TreeJob
+    notes: Notes
 
 
 class CompareJob(TypedDict):
@@ -68,6 +91,8 @@ class Result(TypedDict, total=False):
     read: int
     diff_id: str
     size: int
+    notes: Notes
+    root: list[int]
 
 
 class Request(TypedDict):
@@ -76,7 +101,7 @@ class Request(TypedDict):
     task: str
 
 
-def encode(job: ApplyJob | CompareJob) -> bytes:
+def encode(job: ApplyJob | SettleJob | CompareJob) -> bytes:
     """A job as a line."""
     return json.dumps(job).encode() + b"\n"
 

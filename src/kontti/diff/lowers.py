@@ -52,16 +52,31 @@ class Lowers:
         """Whether ``path`` itself was hidden."""
         return path in self._hidden
 
+    def is_gone(self, path: bytes) -> bool:
+        """Whether the layer hides whatever parents may have at ``path``."""
+        if not self._hidden:
+            return False
+        if b"" in self._hidden or path in self._hidden:
+            return True
+        end = path.find(b"/")
+        while end >= 0:
+            if path[:end] in self._hidden:
+                return True
+            end = path.find(b"/", end + 1)
+        return False
+
     def shows(self, path: bytes) -> bool:
-        """Whether there is something at ``path`` that a whiteout would hide."""
-        return self._unknown or self.find(path) is not None
+        """Whether there is, or may be, something at ``path`` that a whiteout would hide."""
+        if self._unknown:
+            return not self.is_gone(path)
+        return self.find(path) is not None
 
     def find(self, path: bytes) -> Found | None:
         """What the parents have at ``path``, symlinks not followed; raises NeedsParents."""
+        if b"" in self._hidden or (self._unknown and self.is_gone(path)):
+            return None
         if self._unknown:
             raise NeedsParents(path)
-        if b"" in self._hidden:
-            return None
         stack: Sequence[int] = self._roots
         here, found = b"", None
         for component in path.split(b"/"):
@@ -71,6 +86,10 @@ class Lowers:
                 return None
             stack = found.stack
         return found
+
+    def root(self) -> os.stat_result:
+        """What the merged tree's root directory looks like."""
+        return os.fstat(self._roots[0])
 
     @contextmanager
     def opened(self, path: bytes) -> Iterator[int]:

@@ -22,6 +22,13 @@ def plan_tree(mounts: Sequence[Mount]) -> TreeJob:
     return plan_mounted(mounts)
 
 
+def plan_ahead(mounts: Sequence[Mount]) -> TreeJob | None:
+    """An upper directory whose parents are yet to come, where ``mounts`` show just a directory."""
+    if len(mounts) == 1 and not mounts[0].target and _is_bind(mounts[0]):
+        return tree("upper", mounts[0].source)
+    return None
+
+
 def plan_reading(mounts: Sequence[Mount]) -> TreeJob:
     """The quickest way to read what ``mounts`` show."""
     if len(mounts) == 1 and not mounts[0].target and _is_bind(mounts[0]):

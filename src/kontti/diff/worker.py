@@ -9,15 +9,26 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import sys
 from threading import Thread
 from typing import cast
 
+from kontti.diff.ahead import AheadTree, settle
 from kontti.diff.compression import READ, Read, Rewound, detect, preload
 from kontti.diff.extract import Extractor
 from kontti.diff.feed import Feed
 from kontti.diff.flusher import Flusher
-from kontti.diff.job import END, ApplyJob, CompareJob, Request, Result, TreeJob, read_request
+from kontti.diff.job import (
+    END,
+    ApplyJob,
+    CompareJob,
+    Request,
+    Result,
+    SettleJob,
+    TreeJob,
+    read_request,
+)
 from kontti.diff.lowers import Lowers, NeedsParents
 from kontti.diff.removal import empty
 from kontti.diff.tar import TarReader
@@ -52,6 +63,8 @@ def _perform(request: Request, rest: bytes) -> Result:
     try:
         if request["task"] == "compare":
             return _compare(cast("CompareJob", request))
+        if request["task"] == "settle":
+            return _settle(cast("SettleJob", request))
         return _apply(cast("ApplyJob", request), rest)
     except NeedsParents as needed:
         return {"needs_parents": True, "message": os.fsdecode(needed.args[0])}
@@ -78,21 +91,46 @@ def _apply(job: ApplyJob, rest: bytes) -> Result:
     head = read(READ)
     compression = job["compression"] or detect(head)
     preload(compression)
-    lowers = [os.open(lower, _DIRECTORY) for lower in job["tree"]["lowers"]]
+    lowers = _lowers(job["tree"])
     change_root(job["tree"])
-    tree: Tree = PlainTree()
-    if job["tree"]["kind"] == "upper":
-        tree = UpperTree(Lowers(lowers, unknown=not lowers), job["tree"]["opaque_xattr"])
+    tree = _tree(job, lowers)
     feed = Feed(Rewound(head, read).read, compression, job["algorithm"], job["limit"])
     _extract(tree, feed)
-    if job["sync"]:
-        _sync()
-    return {
+    result: Result = {
         "digest": feed.digest,
         "read": feed.read,
         "diff_id": feed.diff_id,
         "size": feed.size,
     }
+    if isinstance(tree, AheadTree):
+        result["notes"] = tree.notes()
+        result["root"] = _root()
+    if job["sync"]:
+        _sync()
+    return result
+
+
+def _lowers(tree: TreeJob) -> Lowers:
+    roots = [os.open(lower, _DIRECTORY) for lower in tree["lowers"]]
+    return Lowers(roots, unknown=not roots)
+
+
+def _tree(job: ApplyJob, lowers: Lowers) -> Tree:
+    if job["tree"]["kind"] != "upper":
+        return PlainTree()
+    return AheadTree() if job["ahead"] else UpperTree(lowers, job["tree"]["opaque_xattr"])
+
+
+def _settle(job: SettleJob) -> Result:
+    lowers = _lowers(job["tree"])
+    change_root(job["tree"])
+    settle(job["notes"], lowers, job["tree"]["opaque_xattr"])
+    return {"root": _root()}
+
+
+def _root() -> list[int]:
+    root = os.stat(b".")
+    return [stat.S_IMODE(root.st_mode), root.st_uid, root.st_gid]
 
 
 def _blob_reader(job: ApplyJob, rest: bytes) -> Read:
@@ -181,6 +219,9 @@ def _extract(tree: Tree, feed: Feed) -> None:
         Extractor(tree, TarReader(flusher.watch(feed))).run()
         flusher.finish()
     except NeedsParents:
+        if isinstance(tree, AheadTree):
+            # the snapshot is thrown away as a whole
+            raise
         empty(b".")
         _restore(before, names)
         raise

@@ -8,12 +8,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 from kontti.diff.job import END, FRAME, Result, decode_result
-from kontti.errors import DeadlineExceeded, Internal, from_code
+from kontti.errors import Canceled, DeadlineExceeded, Internal, from_code
 from kontti.linux import process
 
 # -I -S: neither the environment nor site-packages hooks run in a process that is about to chroot
@@ -22,6 +22,8 @@ _BOOT = (
 )
 _READ = 1 << 18
 _REAP_SECONDS = 10.0
+# how often a wait looks whether it is still wanted
+_LOOK_SECONDS = 0.2
 _STDERR_TAIL = 2000
 
 
@@ -49,6 +51,8 @@ class Worker:
             os.close(stdout)
         self._buffer = b""
         self._result: Result | None = None
+        self.stopped: Callable[[], bool] | None = None
+        """Whether nobody wants the result any more: waits then raise Canceled."""
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +64,13 @@ class Worker:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+    def ask(self, request: bytes, deadline: float, blob: Iterable[bytes] = ()) -> Result:
+        """The result of a task that sends nothing before it; raises the worker's error."""
+        self.send(request, blob, deadline)
+        for _ in self.frames(deadline):
+            pass
+        return self.result()
 
     def send(self, request: bytes, blob: Iterable[bytes], deadline: float) -> None:
         """The request, and the blob where the worker is to read it from here."""
@@ -75,7 +86,7 @@ class Worker:
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
-            _await(self._stdin, select.POLLOUT, deadline)
+            _await(self._stdin, select.POLLOUT, deadline, self.stopped)
             try:
                 view = view[os.write(self._stdin, view) :]
             except BlockingIOError:
@@ -100,7 +111,7 @@ class Worker:
 
     def _read(self, count: int, deadline: float) -> bytes:
         while count < 0 or len(self._buffer) < count:
-            _await(self._stdout, select.POLLIN, deadline)
+            _await(self._stdout, select.POLLIN, deadline, self.stopped)
             data = os.read(self._stdout, _READ)
             if not data:
                 count = len(self._buffer)
@@ -136,12 +147,15 @@ class Worker:
             os.close(fd)
 
 
-def _await(fd: int, event: int, deadline: float) -> None:
+def _await(fd: int, event: int, deadline: float, stopped: Callable[[], bool] | None) -> None:
     poll = select.poll()
     poll.register(fd, event)
-    left = deadline - time.monotonic()
-    if left <= 0 or not poll.poll(left * 1000):
-        raise DeadlineExceeded("layer worker did not finish in time")
+    while (left := deadline - time.monotonic()) > 0:
+        if poll.poll((left if stopped is None else min(left, _LOOK_SECONDS)) * 1000):
+            return
+        if stopped is not None and stopped():
+            raise Canceled("layer worker is not wanted any more")
+    raise DeadlineExceeded("layer worker did not finish in time")
 
 
 class Workers:

@@ -65,6 +65,7 @@ class StoreSettings:
     """Settings that are asked for, and not there."""
     disabled_snapshotters: tuple[str, ...] = ()
     warm_workers: int = 0
+    max_concurrent_unpacks: int = 0
     snapshotter_proxies: Mapping[str, Snapshotter] = field(default_factory=dict)
     content_proxy: ContentProxy | None = None
     """Used in the place of the local content store."""
@@ -195,9 +196,11 @@ class Stores:
     @cached_property
     def _parts(self) -> Parts:
         # one for all transfers: it is what keeps two from doing the same work
+        from kontti.transfer.flights import Unpacks
         from kontti.transfer.parts import Parts
 
-        return Parts(self.metadata, self.applier)
+        unpacks = Unpacks(self.settings.max_concurrent_unpacks)
+        return Parts(self.metadata, self.applier, unpacks=unpacks)
 
     def close(self) -> None:
         """Close everything; the root is free for another owner after it."""

@@ -48,6 +48,11 @@ class NamespacedSnapshotter:
         self._namespace = scope.namespace
         self._name = name
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The backend's."""
+        return self._backend.capabilities
+
     def stat(self, key: str) -> Info:
         """Raises NotFound."""
         with self._database.read() as connection:

@@ -17,6 +17,8 @@ from kontti.values import EMPTY, Mount
 
 INHERITED_PREFIX = "containerd.io/snapshot/"
 TARGET_LABEL = "containerd.io/snapshot.ref"
+REBASE = "rebase"
+"""The capability of a snapshotter that can put a snapshot over its parent when it is committed."""
 
 
 class Kind(enum.IntEnum):
@@ -50,6 +52,11 @@ class Usage:
 
 class Snapshotter(Protocol):
     """Raises NotFound for unknown keys, AlreadyExists for taken ones, else FailedPrecondition."""
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it can do that not all can, by containerd's names."""
+        ...
 
     def stat(self, key: str) -> Info: ...
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info: ...

@@ -26,6 +26,8 @@ class Directories:
     renamed to ``rm-<number>``, then deleted: whatever a crash leaves is found by ``cleanup``.
     """
 
+    capabilities: tuple[str, ...] = ()
+
     def __init__(self, root: str, *, sync_remove: bool = False) -> None:
         self.root = root
         self.trees = os.path.join(root, "snapshots")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from kontti.errors import InvalidArgument, Unimplemented
 from kontti.linux import libc, mounts
-from kontti.snapshots.base import Info, Kind
+from kontti.snapshots.base import REBASE, Info, Kind
 from kontti.snapshots.directories import Directories
 from kontti.snapshots.records import Record
 from kontti.values import EMPTY, Mount
@@ -28,6 +28,8 @@ class OverlaySnapshotter(Directories):
     ``slow_chown`` takes snapshots with id mappings in their labels, for clients that have made a
     parent with mapped owners (there are no id-mapped mounts here); without it they are refused.
     """
+
+    capabilities = (REBASE,)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from kontti.errors import (
 )
 from kontti.registry.http import Sleep
 from kontti.registry.parallel import Slots
-from kontti.transfer.flights import Flights
+from kontti.transfer.flights import STEP, Flights, IsStopped, never
 from kontti.transfer.labels import add_labels
 from kontti.transfer.progress import Meter, Reporter, ref_key
 from kontti.values import EMPTY, Descriptor, Digest
@@ -218,11 +218,16 @@ class Downloads:
             self._futures[descriptor.digest] = future
         return future
 
-    def fetched(self, descriptor: Descriptor) -> None:
-        """Return when the blob is there; raises what its download did, or the first that failed."""
+    def fetched(self, descriptor: Descriptor, is_stopped: IsStopped = never) -> None:
+        """Return when the blob is there; raises what its download did, or the first that failed.
+
+        Raises Canceled once ``is_stopped()``. It may be called from several threads.
+        """
         future = self.start(descriptor)
         while not future.done():
-            self._wait_any()
+            if is_stopped():
+                raise Canceled(f"{descriptor.digest}")
+            self._wait_any(STEP)
         future.result()
 
     def finish(self) -> None:
@@ -231,9 +236,10 @@ class Downloads:
             self._wait_any()
         self._raise_failed()
 
-    def _wait_any(self) -> None:
+    def _wait_any(self, seconds: float | None = None) -> None:
         self._raise_failed()
-        wait([f for f in self._futures.values() if not f.done()], return_when=FIRST_COMPLETED)
+        running = [f for f in self._futures.values() if not f.done()]
+        wait(running, seconds, return_when=FIRST_COMPLETED)
 
     def _raise_failed(self) -> None:
         for future in self._futures.values():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from kontti.errors import Canceled, Unavailable
+from kontti.registry.parallel import Slots
 
 WAIT_SECONDS = 3600.0
 STEP = 0.2
+MOST_UNPACKS = 8
 IsStopped = Callable[[], bool]
 
 
@@ -71,3 +75,16 @@ class Flights:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+
+class Unpacks:
+    """How many layers are unpacked at a time, by all transfers together."""
+
+    def __init__(self, count: int = 0) -> None:
+        """``count`` 0 stands for one for each processor, but two at least and eight at most."""
+        self.count = count or min(max(2, len(os.sched_getaffinity(0))), MOST_UNPACKS)
+        self._slots = Slots(self.count)
+
+    def hold(self, is_stopped: IsStopped = never) -> AbstractContextManager[None]:
+        """Wait until there may be one more; raises Canceled when stopped first."""
+        return self._slots.hold(is_stopped)

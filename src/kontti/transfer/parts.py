@@ -13,7 +13,7 @@ from kontti.images.media_types import kind_of
 from kontti.namespaces import Scope
 from kontti.registry.parallel import Slots
 from kontti.transfer.base import Selection, Stores, Unpacked, Unpacking
-from kontti.transfer.flights import Flights
+from kontti.transfer.flights import Flights, Unpacks
 from kontti.transfer.lease import leased
 from kontti.transfer.progress import OnProgress, Reporter, silent
 from kontti.transfer.selection import limit_of, matcher_of
@@ -28,13 +28,14 @@ MAX_DOWNLOADS = 16
 class Parts:
     """The stores, what applies layers within a scope, and what keeps work from being done twice.
 
-    ``slots`` is what all downloads share.
+    ``slots`` is what all downloads share, ``unpacks`` all that is unpacked.
     """
 
     stores: Stores
     applier: Callable[[Scope], Applier]
     flights: Flights = field(default_factory=Flights)
     slots: Slots = field(default_factory=lambda: Slots(MAX_DOWNLOADS))
+    unpacks: Unpacks = field(default_factory=Unpacks)
 
     def unpacker(self, scope: Scope, options: Unpacking, reporter: Reporter) -> ManifestUnpacker:
         """Unpacks manifests in ``scope``."""
@@ -42,7 +43,14 @@ class Parts:
         snapshots = self.stores.snapshots(scope, options.snapshotter)
         applier = self.applier(scope)
         unpacker = Unpacker(
-            content, snapshots, applier, options, reporter, self.flights, scope.namespace
+            content,
+            snapshots,
+            applier,
+            options,
+            reporter,
+            self.flights,
+            scope.namespace,
+            self.unpacks,
         )
         return ManifestUnpacker(content, unpacker)
 

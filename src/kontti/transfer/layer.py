@@ -1,0 +1,151 @@
+"""One layer to one snapshot, made once or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kontti.content.base import Store
+from kontti.diff.base import Applier
+from kontti.errors import AlreadyExists, Error, FailedPrecondition, NotFound, Unavailable
+from kontti.snapshots.base import INHERITED_PREFIX, TARGET_LABEL, Snapshotter
+from kontti.transfer.base import Unpacking
+from kontti.transfer.flights import Flights, IsStopped, Unpacks, never
+from kontti.transfer.labels import UNCOMPRESSED, add_labels
+from kontti.transfer.progress import Reporter
+from kontti.values import EMPTY, Descriptor, Digest, Mount
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer to apply: its blob, its tree's digest uncompressed, the chain that ends with it."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+    chain_id: Digest
+    parent: str
+
+
+class Ready(Protocol):
+    """Returns when a blob is there; raises Canceled once ``is_stopped()``."""
+
+    def __call__(self, descriptor: Descriptor, is_stopped: IsStopped = never, /) -> None: ...
+
+
+def ready(descriptor: Descriptor, is_stopped: IsStopped = never) -> None:
+    """For blobs that are all there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An active snapshot that a layer is to be extracted to."""
+
+    key: str
+    mounts: Sequence[Mount]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUnpacker:
+    """Unpacks into one snapshotter of one namespace."""
+
+    content: Store
+    snapshots: Snapshotter
+    applier: Applier
+    options: Unpacking
+    reporter: Reporter
+    flights: Flights
+    namespace: str
+    unpacks: Unpacks = field(default_factory=Unpacks)
+
+    def flight(self, layer: Layer, is_stopped: IsStopped = never) -> AbstractContextManager[None]:
+        """Held while a layer is unpacked: another transfer of it waits."""
+        key = (self.namespace, self.options.snapshotter, layer.chain_id)
+        return self.flights.hold(key, is_stopped)
+
+    def exists(self, layer: Layer) -> bool:
+        """Whether the layer's snapshot is there."""
+        try:
+            self.snapshots.stat(layer.chain_id)
+        except NotFound:
+            return False
+        return True
+
+    def ensure(self, layer: Layer) -> None:
+        """Make the layer's snapshot be there; its parent is, and its blob."""
+        labels = self.labels(layer)
+        prepared = None if self.exists(layer) else self.prepare(layer, layer.parent, labels)
+        if prepared is None:
+            return
+        self.reporter.blob("extracting", layer.descriptor)
+        with self.dropping(layer, prepared.key):
+            self._apply(layer, prepared.mounts)
+            self.commit(layer, prepared.key, labels)
+        self.reporter.blob("extracted", layer.descriptor, layer.descriptor.size)
+
+    def labels(self, layer: Layer) -> Mapping[str, str]:
+        """What the layer's snapshot is labelled with."""
+        hints = layer.descriptor.annotations.items()
+        inherited = {k: v for k, v in hints if k.startswith(INHERITED_PREFIX)}
+        return {**inherited, **self.options.labels, TARGET_LABEL: layer.chain_id}
+
+    def prepare(
+        self, layer: Layer, parent: str, labels: Mapping[str, str] = EMPTY
+    ) -> Prepared | None:
+        """A snapshot to extract to; None where a remote snapshotter has the layer's already."""
+        for _ in range(ATTEMPTS):
+            nanoseconds = time.time_ns() % 1_000_000_000
+            key = f"extract-{nanoseconds}-{secrets.token_hex(3)} {layer.chain_id}"
+            try:
+                return Prepared(key, self.snapshots.prepare(key, parent, labels))
+            except AlreadyExists:
+                # a remote snapshotter has the target now, or the key is taken
+                if self.exists(layer):
+                    return None
+        raise Unavailable(f"unable to prepare a snapshot for {layer.chain_id}")
+
+    @contextlib.contextmanager
+    def dropping(self, layer: Layer, key: str) -> Iterator[None]:
+        """Removes snapshot ``key`` where the block fails; errors name the layer."""
+        try:
+            yield
+        except Error as error:
+            self.drop(key)
+            raise type(error)(
+                f"failed to extract layer {layer.diff_id}: {error.message}"
+            ) from error
+        except BaseException:
+            self.drop(key)
+            raise
+
+    def drop(self, key: str) -> None:
+        """The caller must hear of the first failure: what cannot be removed now is collected."""
+        with contextlib.suppress(Error):
+            self.snapshots.remove(key)
+
+    def _apply(self, layer: Layer, mounts: Sequence[Mount]) -> None:
+        with self.unpacks.hold():
+            applied = self.applier.apply(layer.descriptor, mounts, self.options.sync_fs)
+        self.verified(layer, applied)
+
+    def verified(self, layer: Layer, applied: Descriptor) -> None:
+        """Record what the layer was uncompressed; raises FailedPrecondition for another."""
+        if applied.digest != layer.diff_id:
+            raise FailedPrecondition(f'wrong diff id calculated on extraction "{applied.digest}"')
+        add_labels(self.content, layer.descriptor.digest, {UNCOMPRESSED: layer.diff_id})
+
+    def commit(
+        self, layer: Layer, key: str, labels: Mapping[str, str], parent: str | None = None
+    ) -> None:
+        """Make snapshot ``key`` the layer's; ``parent`` where it was prepared without one."""
+        try:
+            self.snapshots.commit(layer.chain_id, key, labels, parent)
+        except AlreadyExists:
+            # another process was quicker
+            self.drop(key)
