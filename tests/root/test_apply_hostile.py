@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ import zstandard
 
 from kontti.content.local import LocalStore
 from kontti.diff.applier import LayerApplier
-from kontti.diff.workers import Workers
+from kontti.diff.base import Limits
+from kontti.diff.job import ApplyJob, encode
+from kontti.diff.plan import tree
+from kontti.diff.workers import Worker, Workers
 from kontti.errors import (
+    Canceled,
     DeadlineExceeded,
     Error,
     FailedPrecondition,
@@ -81,7 +86,7 @@ HOSTILE: dict[str, tuple[list[Entry], type[Error], str]] = {
     "long path": ([Entry("n/" * 2048 + "n")], InvalidArgument, "file name too long"),
     "long symlink": ([symlink("s", "t" * 4096)], InvalidArgument, "file name too long"),
     "unknown type": ([Entry("x", kind=b"V")], InvalidArgument, "unhandled tar header type"),
-    "sparse": ([Entry("x", kind=b"S")], Unimplemented, "sparse"),
+    "sparse": ([Entry("x", kind=b"S")], InvalidArgument, "sparse"),
 }
 
 
@@ -151,9 +156,28 @@ def test_unknown_media_types_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused(tmp_path: Path) -> None:
-    chain = apply_all(tmp_path, [], limit=1 << 20)
+    chain = apply_all(tmp_path, [], limits=Limits(size=1 << 20))
     with pytest.raises(ResourceExhausted, match="more than 1048576 bytes"):
         chain.apply([Entry("zeros", bytes(4 << 20))])
+
+
+def test_a_bomb_is_known_by_its_ratio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kontti.diff.base.RATIO_FROM", 1 << 20)
+    chain = apply_all(tmp_path, [], limits=Limits(ratio=300))
+    bomb = zstandard.compress(layer([Entry("zeros", bytes(64 << 20))]))
+    with pytest.raises(ResourceExhausted, match=f"more than {max(1 << 20, 300 * len(bomb))} bytes"):
+        chain.applier.apply(put(chain.store, bomb, ZSTD), chain.mounts())
+    honest = gzipped([Entry("text", os.urandom(1 << 20))])
+    (tmp_path / "other").mkdir()
+    target = Mount("bind", str(tmp_path / "other"), ("rbind", "rw"))
+    chain.applier.apply(put(chain.store, honest), [target])
+
+
+def test_a_layer_of_too_many_entries(tmp_path: Path, direct: bool) -> None:
+    chain = apply_all(tmp_path, [], limits=Limits(entries=10), direct=direct)
+    chain.apply([Entry(f"{number}") for number in range(10)])
+    with pytest.raises(ResourceExhausted, match="more than 10 entries"):
+        chain.apply([Entry(f"{number}") for number in range(11)])
 
 
 def test_damaged_content_is_noticed(tmp_path: Path) -> None:
@@ -180,6 +204,28 @@ def test_a_deadline_ends_the_worker(tmp_path: Path, others: set[str]) -> None:
     chain = apply_all(tmp_path, [], deadline=0.0)
     with pytest.raises(DeadlineExceeded):
         chain.apply(BASE)
+    assert children_of_this_process() == others
+
+
+def test_a_worker_that_nobody_waits_for_is_ended(tmp_path: Path, others: set[str]) -> None:
+    endless = tmp_path / "endless"
+    os.mkfifo(endless)
+    job: ApplyJob = {
+        "task": "apply",
+        "blob": str(endless),
+        "size": 1,
+        "algorithm": "sha256",
+        "compression": "",
+        "limit": 0,
+        "entries": 0,
+        "tree": tree("plain", str(tmp_path)),
+        "ahead": False,
+        "sync": False,
+    }
+    with open(endless, "r+b", buffering=0), Worker() as worker:
+        worker.stopped = lambda: True
+        with pytest.raises(Canceled):
+            worker.ask(encode(job), time.monotonic() + 60)
     assert children_of_this_process() == others
 
 
@@ -220,6 +266,7 @@ from kontti.diff.workers import Worker
 
 worker = Worker()
 job = dict(task="apply", blob={blob!r}, size=1, algorithm="sha256", compression="", limit=0,
+           entries=0, ahead=False,
            tree=tree("plain", {root!r}), sync=False)
 worker.send(encode(job), (), time.monotonic() + 60)
 print(worker._pid, flush=True)

@@ -22,7 +22,7 @@ from kontti.diff.applier import LayerApplier
 from kontti.diff.base import Ahead
 from kontti.diff.lowers import NeedsParents
 from kontti.engine.stores import Stores, StoreSettings
-from kontti.errors import Error
+from kontti.errors import Error, ResourceExhausted
 from kontti.linux.mounts import mounted
 from kontti.namespaces import Scope
 from kontti.transfer.base import Unpacking
@@ -31,7 +31,7 @@ from kontti.transfer.parts import Parts
 from kontti.transfer.together import PARENT_LABEL
 from kontti.values import Descriptor, Mount
 from tests.root.test_apply import LAYERS
-from tests.support import daemons
+from tests.support import daemons, filesystems
 from tests.support.images import Entry, archive, build, directory, layer, symlink
 from tests.support.trees import BASE, Seen, hard_link, look, look_at
 
@@ -117,9 +117,9 @@ def assert_clean(stores: Stores) -> None:
 
 
 def directories(stores: Stores) -> set[str]:
-    return set(
-        os.listdir(f"{stores.settings.root}/io.containerd.snapshotter.v1.overlayfs/snapshots")
-    )
+    settings = stores.settings
+    root = settings.overlay_root or f"{settings.root}/io.containerd.snapshotter.v1.overlayfs"
+    return set(os.listdir(f"{root}/snapshots"))
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *MORE])
@@ -253,6 +253,21 @@ def test_a_layer_that_fails_ends_all_and_leaves_nothing(tmp_path: Path, bad: int
             load(parts, archive(build(tars), NAME))
         assert len(parts.flights) == 0
         assert_clean(stores)
+
+
+@pytest.mark.parametrize("megabytes", [1, 2, 4])
+def test_a_full_disk_ends_all_and_leaves_nothing(tmp_path: Path, megabytes: int) -> None:
+    rng = random.Random(megabytes)
+    layers = [[Entry(f"d{n}/{i}", rng.randbytes(100_000)) for i in range(12)] for n in range(4)]
+    with filesystems.tmpfs(tmp_path / "small", f"{megabytes}m") as small:
+        settings = StoreSettings(
+            str(tmp_path / "root"), overlay_root=str(small), max_concurrent_unpacks=4
+        )
+        with closing(Stores(settings)) as stores:
+            with pytest.raises(ResourceExhausted, match="no space left"):
+                load(stores.transfer_parts(), image(layers))
+            assert len(stores.transfer_parts().flights) == 0
+            assert_clean(stores)
 
 
 def test_what_is_there_is_built_upon(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kontti.diff.tar import (
     TarReader,
 )
 from kontti.diff.tar_writer import ARCHIVE_END, header, padding
-from kontti.errors import Error, InvalidArgument, Unimplemented
+from kontti.errors import Error, InvalidArgument
 
 SECOND = 10**9
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -191,7 +191,7 @@ HOSTILE: dict[str, tuple[bytes, type[Error]]] = {
     "signed number": (tampered({UID: b"+000017\0"}), InvalidArgument),
     "digit 9": (tampered({UID: b"0000019\0"}), InvalidArgument),
     "owner -1": (tampered({UID: b"\x80\0\0\0\xff\xff\xff\xff"}), InvalidArgument),
-    "sparse": (tampered({KIND: b"S"}), Unimplemented),
+    "sparse, but not GNU tar's": (tampered({KIND: b"S"}), InvalidArgument),
     "unknown type": (tampered({KIND: b"Z"}), InvalidArgument),
     "giant pax header": (tampered({KIND: b"x", SIZE: b"00100000001\0"}), InvalidArgument),
     "giant long name": (tampered({KIND: b"L", SIZE: b"77777777777\0"}), InvalidArgument),

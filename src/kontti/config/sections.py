@@ -127,6 +127,24 @@ class DiffService:
 
 
 @dataclass(frozen=True, slots=True)
+class WalkingDiffer:
+    """What a layer may become when it is unpacked; 0 is no limit.
+
+    ``max_layer_size``: bytes uncompressed; ``max_layer_ratio``: how many times its compressed size,
+    past a gibibyte; ``max_layer_entries``: files and directories.
+    """
+
+    URI: ClassVar[str] = "io.containerd.differ.v1.walking"
+    max_layer_size: int = 256 << 30
+    max_layer_ratio: int = 1500
+    max_layer_entries: int = 10_000_000
+
+    def __post_init__(self) -> None:
+        if min(self.max_layer_size, self.max_layer_ratio, self.max_layer_entries) < 0:
+            raise InvalidArgument("limits of layers must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
 class Opt:
     """Where ``ctr install`` puts things."""
 
@@ -213,13 +231,16 @@ class UnpackConfig:
 
 @dataclass(frozen=True, slots=True)
 class TransferLocal:
-    """Pull, push and unpack in the daemon."""
+    """Pull, push and unpack in the daemon.
+
+    No ``max_concurrent_unpacks`` stands for one layer for each processor; 1 for one after another.
+    """
 
     URI: ClassVar[str] = "io.containerd.transfer.v1.local"
     max_concurrent_downloads: int = 3
     concurrent_layer_fetch_buffer: int = 0
     max_concurrent_uploaded_layers: int = 3
-    max_concurrent_unpacks: int = 1
+    max_concurrent_unpacks: int = 0
     check_platform_supported: bool = False
     config_path: str = ""
     unpack_config: tuple[UnpackConfig, ...] = ()
@@ -300,5 +321,5 @@ class StreamProcessor:
 PLUGINS: tuple[type[Section], ...] = (
     Bolt, CgroupMonitor, DebugServer, DiffService, Erofs, GcScheduler, Grpc, GrpcPrometheus,
     GrpcTcp, ImageVerifier, LogDriver, MetricsServer, Native, Opt, Overlayfs, Restart, RuntimeTask,
-    ShimManager, TransferLocal, Ttrpc,
+    ShimManager, TransferLocal, Ttrpc, WalkingDiffer,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from kontti.content.base import Provider, Reader
-from kontti.diff.base import Ahead, Root
+from kontti.diff.base import Ahead, Limits, Root
 from kontti.diff.job import ApplyJob, Notes, Result, TreeJob, encode
 from kontti.diff.lowers import NeedsParents
 from kontti.diff.media_types import OCI_LAYER, layer_compression
@@ -18,6 +18,7 @@ from kontti.errors import FailedPrecondition
 from kontti.values import Descriptor, Digest, Mount
 
 DEADLINE_SECONDS = 3600.0
+DEFAULT_LIMITS = Limits()
 _CHUNK = 1 << 20
 
 
@@ -30,17 +31,17 @@ class LayerApplier:
         workers: Workers | None = None,
         *,
         deadline: float = DEADLINE_SECONDS,
-        limit: int = 0,
+        limits: Limits = DEFAULT_LIMITS,
         direct: bool = True,
     ) -> None:
-        """``limit``: most bytes a layer may be uncompressed; ``deadline``: seconds for one.
+        """``limits``: what a layer may become; ``deadline``: seconds for one.
 
         ``direct`` writes to directories rather than to what is mounted, where that is the same.
         """
         self._content = content
         self._workers = workers or Workers()
         self._deadline = deadline
-        self._limit = limit
+        self._limits = limits
         self._direct = direct
 
     def apply(
@@ -102,7 +103,8 @@ class LayerApplier:
             "algorithm": layer.digest.algorithm,
             # what a type calls gzip may be zstd or plain, as registries have it: the bytes say
             "compression": compression if compression == "none" else "",
-            "limit": self._limit,
+            "limit": self._limits.bytes_of(blob.size),
+            "entries": self._limits.entries,
             "tree": tree,
             "ahead": False,
             "sync": sync_fs,

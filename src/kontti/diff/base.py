@@ -19,6 +19,27 @@ class DiffOptions:
     source_date_epoch: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a layer may become; 0 is no limit.
+
+    ``size``: bytes uncompressed; ``ratio``: how many times what it is compressed, where that is
+    more than ``RATIO_FROM``; ``entries``: files, directories and all else.
+    """
+
+    size: int = 256 << 30
+    ratio: int = 1500
+    entries: int = 10_000_000
+
+    def bytes_of(self, compressed: int) -> int:
+        """The most bytes that a blob of ``compressed`` may become."""
+        by_ratio = max(RATIO_FROM, compressed * self.ratio) if self.ratio else self.size
+        return min(by_ratio, self.size) if self.size else by_ratio
+
+
+RATIO_FROM = 1 << 30
+
+
 class Applier(Protocol):
     """Puts a layer on a tree."""
 

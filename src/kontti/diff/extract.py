@@ -10,6 +10,7 @@ import errno
 import os
 import posixpath
 import stat
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from kontti.diff.attributes import (
 )
 from kontti.diff.pax import shown
 from kontti.diff.removal import join, lstat
+from kontti.diff.sparse import Sparse
 from kontti.diff.tar import (
     BLOCKDEV,
     CHAR,
@@ -48,7 +50,7 @@ _DENIED = frozenset((errno.EPERM, errno.EACCES, errno.EROFS))
 _MALFORMED = frozenset(
     (
         errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
-        errno.EINVAL, errno.EMLINK, errno.ERANGE, errno.E2BIG, errno.EXDEV,
+        errno.EINVAL, errno.EMLINK, errno.ERANGE, errno.E2BIG, errno.EXDEV, errno.EFBIG,
     )
 )  # fmt: skip
 
@@ -63,9 +65,11 @@ def clean(name: bytes) -> bytes:
 class Extractor:
     """Writes what a reader gives to a tree."""
 
-    def __init__(self, tree: Tree, reader: TarReader) -> None:
+    def __init__(self, tree: Tree, reader: TarReader, most: int = 0) -> None:
+        """``most``: how many entries there may be; 0 for no limit."""
         self._tree = tree
         self._reader = reader
+        self._most = most or sys.maxsize
         self._makers: dict[bytes, Callable[[Entry, bytes], None]] = {
             REGULAR: self._file,
             HARDLINK: self._hard_link,
@@ -78,7 +82,9 @@ class Extractor:
 
     def run(self) -> None:
         """Apply every entry; raises kontti's errors, naming the entry."""
-        for entry in self._reader:
+        for number, entry in enumerate(self._reader):
+            if number >= self._most:
+                raise ResourceExhausted(f"layer has more than {self._most} entries")
             try:
                 self._apply(entry)
             except OSError as error:
@@ -129,7 +135,9 @@ class Extractor:
             self._tree.clear(path)
             fd = os.open(path, _NEW, mode)
         try:
-            if entry.size:
+            if entry.sparse is not None:
+                self._write_sparse(fd, entry.sparse)
+            elif entry.size:
                 self._write(fd)
             settle_file(fd, entry)
         finally:
@@ -140,6 +148,15 @@ class Extractor:
         for view in self._reader.data():
             while view:
                 view = view[os.write(fd, view) :]
+
+    def _write_sparse(self, fd: int, sparse: Sparse) -> None:
+        views, view = self._reader.data(), memoryview(b"")
+        for offset, left in sparse.parts:
+            while left:
+                view = view or next(views)
+                written = os.pwrite(fd, view[:left], offset)
+                view, offset, left = view[written:], offset + written, left - written
+        os.ftruncate(fd, sparse.size)
 
     def _hard_link(self, entry: Entry, path: bytes) -> None:
         if escapes(entry.link):

@@ -38,6 +38,7 @@ class TreeJob(TypedDict):
 class ApplyJob(TypedDict):
     """Extract the blob at ``blob`` (or, None, what follows on standard input: ``size`` bytes).
 
+    ``limit`` and ``entries`` say how many bytes and entries it may have at most, 0 for no limit.
     ``ahead`` of the tree's parents: what hangs on them is told in the result, for a SettleJob.
     """
 
@@ -47,6 +48,7 @@ class ApplyJob(TypedDict):
     algorithm: str
     compression: str
     limit: int
+    entries: int
     tree: TreeJob
     ahead: bool
     sync: bool

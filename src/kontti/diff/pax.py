@@ -7,7 +7,11 @@ from functools import lru_cache
 from kontti.errors import InvalidArgument
 
 XATTR_PREFIX = b"SCHILY.xattr."
+SPARSE_MAP = b"GNU.sparse.map"
 SECOND = 10**9
+
+# version 0.0 of sparse files repeats these, in pairs
+_SPARSE_PARTS = frozenset((b"GNU.sparse.offset", b"GNU.sparse.numbytes"))
 
 
 def invalid(what: str) -> InvalidArgument:
@@ -62,13 +66,21 @@ def nanoseconds(text: bytes) -> int:
 
 
 def parse_records(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax extended header; the last of a key wins."""
+    """The records of a pax extended header; the last of a key wins.
+
+    A sparse file's parts, each in records of its own, come as one map.
+    """
     records: dict[bytes, bytes] = {}
+    parts: list[bytes] = []
     position = 0
     while position < len(data):
         length, keyword, value = _record(data, position)
+        if keyword in _SPARSE_PARTS:
+            parts.append(value)
         records[keyword] = value
         position += length
+    if parts:
+        records[SPARSE_MAP] = b",".join(parts)
     return records
 
 

@@ -1,7 +1,7 @@
 """Reads tar archives as a stream: chunks of bytes in, entries out, nothing else kept.
 
-ustar, pax (local and global records), GNU long names and base-256 numbers are read. Sparse files
-are refused by name. Every size that an archive can choose is bounded.
+ustar, pax (local and global records), GNU long names, base-256 numbers and sparse files are read.
+Every size that an archive can choose is bounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from kontti.diff.pax import (
     parse_records,
     shown,
 )
-from kontti.errors import InvalidArgument, Unimplemented
+from kontti.diff.sparse import Sparse, old_map, pax_map
+from kontti.errors import InvalidArgument
 
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
@@ -45,15 +46,19 @@ REGULAR, HARDLINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO = (
 _OLD_REGULAR, _CONTIGUOUS = b"\0", b"7"
 _EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
 _SPARSE = b"S"
+_SPARSE_RECORDS = b"GNU.sparse."
 _HEADER = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x").unpack
 _ZERO = bytes(BLOCK)
 
 
 class Entry:
-    """One member of an archive. Names are bytes as found; times are in nanoseconds."""
+    """One member of an archive. Names are bytes as found; times are in nanoseconds.
+
+    ``size`` is what is stored, of a file that is ``sparse`` too.
+    """
 
     __slots__ = (
-        "device", "gid", "kind", "link", "mode", "mtime", "name", "size", "uid", "xattrs",
+        "device", "gid", "kind", "link", "mode", "mtime", "name", "size", "sparse", "uid", "xattrs",
     )  # fmt: skip
 
     def __init__(self, kind: bytes, name: bytes) -> None:
@@ -67,6 +72,7 @@ class Entry:
         self.mtime = 0
         self.device = (0, 0)
         self.xattrs: dict[bytes, bytes] | None = None
+        self.sparse: Sparse | None = None
 
 
 class Source:
@@ -128,7 +134,7 @@ class TarReader:
         self._pad = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Entries in order; raises InvalidArgument when malformed, Unimplemented when sparse."""
+        """Entries in order; raises InvalidArgument when malformed."""
         while block := self._next_header():
             entry = self._parse(block)
             if entry is not None:
@@ -197,7 +203,11 @@ class TarReader:
         if kind in (CHAR, BLOCKDEV):
             entry.device = (number(major), number(minor))
         self._apply_extensions(entry)
+        if kind == _SPARSE:
+            entry.sparse = old_map(block, self._take_block)
         _check(entry)
+        if entry.sparse is not None:
+            entry.sparse.check(entry.size, entry.name)
         return entry
 
     def _extend(self, kind: bytes, size: int) -> None:
@@ -210,7 +220,7 @@ class TarReader:
         if kind == b"x":
             self._local = parse_records(data)
         elif kind == b"g":
-            self._global.update(parse_records(data))
+            self._extend_all(data)
         elif kind == b"L":
             self._name = data.partition(b"\0")[0]
         else:
@@ -222,8 +232,29 @@ class TarReader:
         if self._link is not None:
             entry.link, self._link = self._link, None
         if self._local or self._global:
-            _override(entry, {**self._global, **self._local})
+            records = {**self._global, **self._local}
+            _override(entry, records)
             self._local = {}
+            if any(keyword.startswith(_SPARSE_RECORDS) for keyword in records):
+                self._take_map(entry, records)
+
+    def _extend_all(self, data: bytes) -> None:
+        self._global.update(parse_records(data))
+        if sum(len(k) + len(v) for k, v in self._global.items()) > MAX_EXTENSION:
+            raise invalid("global extended headers are too long")
+
+    def _take_map(self, entry: Entry, records: dict[bytes, bytes]) -> None:
+        if entry.kind != REGULAR:
+            raise invalid(f"sparse records of {shown(entry.name)}, which is no file")
+        entry.name = records.get(_SPARSE_RECORDS + b"name", entry.name)
+        entry.sparse, taken = pax_map(records, self._take_block)
+        entry.size -= taken
+
+    def _take_block(self) -> bytes:
+        block = self._source.take(BLOCK)
+        if len(block) < BLOCK:
+            raise InvalidArgument("unexpected EOF in tar header")
+        return block
 
 
 def _verify(block: bytes, checksum: bytes) -> None:
@@ -240,10 +271,8 @@ def _verify(block: bytes, checksum: bytes) -> None:
 def _kind(kind: bytes, name: bytes) -> bytes:
     if kind == _OLD_REGULAR:
         return DIRECTORY if name.endswith(b"/") else REGULAR
-    if kind == _CONTIGUOUS:
+    if kind in (_CONTIGUOUS, _SPARSE):
         return REGULAR
-    if kind == _SPARSE:
-        raise Unimplemented(f"sparse file {shown(name)} in tar archive")
     if not REGULAR <= kind <= FIFO:
         raise InvalidArgument(f"unhandled tar header type {kind[0]} of {shown(name)}")
     return kind
@@ -253,8 +282,6 @@ def _override(entry: Entry, records: dict[bytes, bytes]) -> None:
     for keyword, value in records.items():
         if keyword.startswith(XATTR_PREFIX):
             _add_xattr(entry, keyword[len(XATTR_PREFIX) :], value)
-        elif keyword.startswith(b"GNU.sparse."):
-            raise Unimplemented(f"sparse file {shown(entry.name)} in tar archive")
         elif value:
             _override_field(entry, keyword, value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import stat
 import sys
 from threading import Thread
@@ -37,6 +38,8 @@ from kontti.diff.upper_tree import UpperTree
 from kontti.errors import Error, Internal, NotFound, ResourceExhausted
 from kontti.linux import libc
 
+# each directory of a layer is remembered: one that has millions must not take all there is
+MAX_MEMORY = 4 << 30
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -46,6 +49,7 @@ def main() -> int:
         request, rest = read_request(lambda count: os.read(0, count))
     except EOFError:
         return 0
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
     result = _perform(request, rest)
     write_all(1, END + json.dumps(result).encode())
     # threads that still wait for input do not keep the process
@@ -72,6 +76,8 @@ def _perform(request: Request, rest: bytes) -> Result:
         return {"error": error.code, "message": error.message}
     except OSError as error:
         return _os_failure(error)
+    except MemoryError:
+        return {"error": ResourceExhausted.code, "message": "layer takes too much memory to unpack"}
     except Exception as error:  # noqa: BLE001 - the process ends here: its caller is told all the same
         return {"error": Internal.code, "message": f"layer worker: {error!r:.500}"}
 
@@ -95,7 +101,7 @@ def _apply(job: ApplyJob, rest: bytes) -> Result:
     change_root(job["tree"])
     tree = _tree(job, lowers)
     feed = Feed(Rewound(head, read).read, compression, job["algorithm"], job["limit"])
-    _extract(tree, feed)
+    _extract(tree, feed, job["entries"])
     result: Result = {
         "digest": feed.digest,
         "read": feed.read,
@@ -211,12 +217,12 @@ def _watch_input() -> None:
     os._exit(1)
 
 
-def _extract(tree: Tree, feed: Feed) -> None:
+def _extract(tree: Tree, feed: Feed, most: int) -> None:
     before = os.stat(b".")
     names = os.listxattr(b".")
     try:
         flusher = Flusher()
-        Extractor(tree, TarReader(flusher.watch(feed))).run()
+        Extractor(tree, TarReader(flusher.watch(feed)), most).run()
         flusher.finish()
     except NeedsParents:
         if isinstance(tree, AheadTree):

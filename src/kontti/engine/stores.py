@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kontti.content.base import Store as ContentStore
 from kontti.content.local import LocalStore
-from kontti.diff.base import Applier, Comparer
+from kontti.diff.base import Applier, Comparer, Limits
 from kontti.diff.workers import Workers
 from kontti.engine.lock import RootLock
 from kontti.errors import Error, Unimplemented
@@ -66,6 +66,7 @@ class StoreSettings:
     disabled_snapshotters: tuple[str, ...] = ()
     warm_workers: int = 0
     max_concurrent_unpacks: int = 0
+    limits: Limits = field(default_factory=Limits)
     snapshotter_proxies: Mapping[str, Snapshotter] = field(default_factory=dict)
     content_proxy: ContentProxy | None = None
     """Used in the place of the local content store."""
@@ -172,7 +173,8 @@ class Stores:
         from kontti.diff.applier import LayerApplier
         from kontti.diff.chain import FirstApplier
 
-        ours = LayerApplier(self.metadata.content(scope), self.workers)
+        content = self.metadata.content(scope)
+        ours = LayerApplier(content, self.workers, limits=self.settings.limits)
         differs = [differ(scope) if differ else ours for differ in self.settings.differs]
         return differs[0] if len(differs) == 1 else FirstApplier(differs)
 

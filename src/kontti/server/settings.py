@@ -6,6 +6,7 @@ from functools import partial
 
 from kontti.config import sections
 from kontti.config.load import Config
+from kontti.diff.base import Limits
 from kontti.engine.stores import StoreSettings
 from kontti.metadata.scheduler import Policy
 from kontti.runtime.manager import RuntimeSettings
@@ -87,12 +88,19 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
             uri.removeprefix(prefix) for uri in config.disabled_plugins if uri.startswith(prefix)
         ),
         warm_workers=1,
+        max_concurrent_unpacks=max(0, config.plugin(sections.TransferLocal).max_concurrent_unpacks),
+        limits=layer_limits(config.plugin(sections.WalkingDiffer)),
         snapshotter_proxies=proxies.snapshotters,
         content_proxy=proxies.content,
         differs=tuple(
             None if name == WALKING else partial(proxies.differ, name) for name in proxies.order
         ),
     )
+
+
+def layer_limits(section: sections.WalkingDiffer) -> Limits:
+    """What a layer may become."""
+    return Limits(section.max_layer_size, section.max_layer_ratio, section.max_layer_entries)
 
 
 def gc_policy(section: sections.GcScheduler) -> Policy:

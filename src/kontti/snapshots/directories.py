@@ -130,7 +130,11 @@ class Directories:
 
     def remove(self, key: str) -> None:
         """Forget it now; its directory is deleted by ``cleanup``, or at once with sync_remove."""
-        number = self.records.remove(key)
+        try:
+            number = self.records.remove(key)
+        except ResourceExhausted:
+            self._make_room(key)
+            number = self.records.remove(key)
         try:
             self._put_away(number)
             if self._sync_remove:
@@ -140,6 +144,17 @@ class Directories:
             log.warning(
                 "%s: snapshot %s is removed, its directory is not: %s", self.root, key, error
             )
+
+    def _make_room(self, key: str) -> None:
+        """On a full disk, delete the files of an active snapshot before it is forgotten.
+
+        Its owner wants it gone; where it stays all the same, it is made anew and empty.
+        """
+        record = self.records.get(key)
+        if record.info.kind is not Kind.ACTIVE:
+            return
+        with tree_errors(f"snapshot {key}"):
+            fs.remove_tree(self.path(record.id))
 
     def _put_away(self, number: int) -> None:
         with contextlib.suppress(FileNotFoundError):
