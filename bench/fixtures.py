@@ -31,21 +31,22 @@ def fresh_ext4(base: Path, gigabytes: int = 8) -> Iterator[Path]:
         image.unlink()
 
 
-def many_files_layer(files: int = 30_000, megabytes: int = 250) -> bytes:
+def many_files_layer(files: int = 30_000, megabytes: int = 250, top: str = "data") -> bytes:
     """``files`` files in 600 directories, ``megabytes`` in all; gzips to about 40 %."""
     rng = random.Random(SEED)
     words = [rng.randbytes(rng.randint(3, 12)) for _ in range(3000)]
     mean = (megabytes << 20) // files
     entries: list[Entry] = []
     for number in range(files):
-        folder = f"data/{number % 600:03}"
+        folder = f"{top}/{number % 600:03}"
         if number < 600:
             entries.append(directory(folder))
         size = max(1, int(rng.lognormvariate(0, 0.6) * mean * 0.83))
-        entries.append(Entry(f"{folder}/{number}", _text(rng, words, size)))
-    return images.layer([directory("data"), *entries])
+        entries.append(Entry(f"{folder}/{number}", text(rng, words, size)))
+    return images.layer([directory(top), *entries])
 
 
-def _text(rng: random.Random, words: list[bytes], size: int) -> bytes:
+def text(rng: random.Random, words: list[bytes], size: int) -> bytes:
+    """``size`` bytes that compress as text does."""
     block = b" ".join(rng.choices(words, k=min(size, 4096) // 6 + 2))
     return (block * (size // len(block) + 1))[:size] if size > 65536 else (block * 4)[:size]

@@ -18,6 +18,7 @@ from bench.fixtures import fresh_ext4, many_files_layer
 from bench.measure import Comparison, interleaved, timed, timed_together
 from bench.memory import Footprint, daemon_pss, footprint, pss, shims_of
 from bench.pauses import measure as pauses_of
+from bench.pulls import pull_rows
 from bench.report import render
 
 SMALL = "docker.io/library/busybox:bench"
@@ -121,6 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the quick comparisons")
     parser.add_argument("--imports", type=int, default=5, help="rounds of the import")
+    parser.add_argument("--pulls", type=int, default=3, help="rounds of each pull")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of what is pulled")
     parser.add_argument("--many", type=int, default=50, help="containers for lists and memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kontti-bench-", dir="/var/tmp") as temporary:
@@ -161,6 +164,8 @@ def compare(
         results.append(run_ten(pair, max(3, options.rounds // 4)))
         print("import")
         results.append(import_large(pair, options.imports, large))
+        if options.pulls:
+            results += pull_rows(pair, disk.parent, disk, options.pulls, options.scale)
         print("exec")
         results.append(exec_one(pair, options.rounds))
         print("many containers")

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,10 +142,17 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def gzipped(tar: bytes) -> bytes:
+    return gzip.compress(tar, 6, mtime=0)
+
+
 def build(
-    layers: Iterable[bytes] | None = None, config: Mapping[str, object] = DEFAULT_CONFIG
+    layers: Iterable[bytes] | None = None,
+    config: Mapping[str, object] = DEFAULT_CONFIG,
+    pack: Callable[[bytes], bytes] = gzipped,
+    suffix: str = "+gzip",
 ) -> Image:
-    """An image of ``layers`` (uncompressed tars; busybox where None), gzipped."""
+    """An image of ``layers`` (uncompressed tars; busybox where None), each packed."""
     tars = list(layers) if layers is not None else [base_layer(), second_layer()]
     blobs: dict[str, bytes] = {}
 
@@ -153,10 +160,7 @@ def build(
         blobs[digest_of(data)] = data
         return {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
 
-    described = [
-        put(gzip.compress(tar, 6, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
-        for tar in tars
-    ]
+    described = [put(pack(tar), f"application/vnd.oci.image.layer.v1.tar{suffix}") for tar in tars]
     config_json = {
         "architecture": "amd64",
         "os": "linux",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import closing
 
 from kontti.diff.attributes import is_copied
 from kontti.diff.job import CompareJob, Result, frame
@@ -29,14 +30,19 @@ _SECOND = 10**9
 def compare(job: CompareJob, emit: Callable[[bytes], None]) -> Result:
     """Do the job, giving frames to ``emit``; raises NeedsParents if the upper one will not do."""
     writer = LayerWriter(lambda data: emit(frame(data)), job["compression"], job["latest"])
+    with closing(writer):
+        _write(job, writer)
+        writer.finish()
+    return {"diff_id": writer.diff_id, "size": writer.size}
+
+
+def _write(job: CompareJob, writer: LayerWriter) -> None:
     upper = Rooted(job["upper"]["root"])
     if job["upper"]["kind"] == "upper":
         _walk_upper(upper, writer)
-    else:
-        lower = Rooted(job["lower"]["root"]) if job["lower"] is not None else None
-        _Sides(lower, upper, writer).walk()
-    writer.finish()
-    return {"diff_id": writer.diff_id, "size": writer.size}
+        return
+    lower = Rooted(job["lower"]["root"]) if job["lower"] is not None else None
+    _Sides(lower, upper, writer).walk()
 
 
 def _walk_upper(upper: Rooted, writer: LayerWriter) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable
 
-from kontti.diff.compression import compressor
 from kontti.diff.extract import OPAQUE, WHITEOUT
+from kontti.diff.packer import Packer
 from kontti.diff.removal import join
 from kontti.diff.rooted import Item
 from kontti.diff.tar import (
@@ -42,10 +41,8 @@ class LayerWriter:
     def __init__(
         self, emit: Callable[[bytes], object], compression: str, latest: int | None = None
     ) -> None:
-        self._emit = emit
-        self._compressor = compressor(compression)
+        self._packer = Packer(emit, compression)
         self._latest = None if latest is None else latest * 10**9
-        self._hash = hashlib.sha256()
         self._held = bytearray()
         self._links: dict[tuple[int, int], bytes] = {}
         self._known: dict[tuple[int, int], bytes] = {}
@@ -55,7 +52,7 @@ class LayerWriter:
     @property
     def diff_id(self) -> str:
         """Of the uncompressed tar, once it is finished."""
-        return f"sha256:{self._hash.hexdigest()}"
+        return self._packer.diff_id
 
     def add(self, item: Item) -> None:
         """A file, directory or special file; a socket without its listener means nothing."""
@@ -122,7 +119,11 @@ class LayerWriter:
         """End the archive."""
         self._put(ARCHIVE_END)
         self._flush()
-        self._emit_some(self._compressor.flush())
+        self._packer.finish()
+
+    def close(self) -> None:
+        """Emit nothing from here on, whether it is finished or not."""
+        self._packer.close()
 
     def _entry(self, item: Item, kind: bytes) -> Entry:
         name = item.path + b"/" if kind == DIRECTORY else item.path
@@ -169,12 +170,7 @@ class LayerWriter:
         data = bytes(self._held)
         self._held.clear()
         self.size += len(data)
-        self._hash.update(data)
-        self._emit_some(self._compressor.compress(data))
-
-    def _emit_some(self, data: bytes) -> None:
-        if data:
-            self._emit(data)
+        self._packer.put(data)
 
 
 def inode(item: Item) -> tuple[int, int]:

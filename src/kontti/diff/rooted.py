@@ -21,13 +21,14 @@ _CAPABILITY = b"security.capability"
 class Item:
     """A name in a directory, and what lstat(2) said of it."""
 
-    __slots__ = ("directory", "name", "path", "status")
+    __slots__ = ("_names", "directory", "name", "path", "status")
 
     def __init__(self, directory: int, parent: bytes, name: bytes, status: os.stat_result) -> None:
         self.directory = directory
         self.name = name
         self.path = join(parent, name)
         self.status = status
+        self._names: list[str] | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -39,21 +40,22 @@ class Item:
 
     def xattrs(self) -> dict[bytes, bytes]:
         """What a layer keeps of its extended attributes."""
-        path = self._by_descriptor()
         found = {}
         for text in self.xattr_names():
             name = os.fsencode(text)
             if _is_kept(name):
-                found[name] = os.getxattr(path, name, follow_symlinks=False)
+                found[name] = os.getxattr(self._by_descriptor(), name, follow_symlinks=False)
         return found
 
     def xattr_names(self) -> list[str]:
-        """All of them, overlayfs's too."""
-        try:
-            return os.listxattr(self._by_descriptor(), follow_symlinks=False)
-        except OSError:
-            # a file system without them, or a name that is gone: the next look says which
-            return []
+        """All of them, overlayfs's too, as at the first look."""
+        if self._names is None:
+            try:
+                self._names = os.listxattr(self._by_descriptor(), follow_symlinks=False)
+            except OSError:
+                # a file system without them, or a name that is gone: the next look says which
+                self._names = []
+        return self._names
 
     def _by_descriptor(self) -> bytes:
         # the calls for xattrs take no directory descriptor before kernel 6.13

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from zlib import adler32
+
 from kontti.diff.pax import SECOND, XATTR_PREFIX, format_record
 from kontti.diff.tar import BLOCK, BLOCKDEV, CHAR, Entry
 
@@ -57,9 +60,18 @@ def _time(nanoseconds: int) -> bytes:
 
 
 def _ascii(name: bytes) -> bytes:
+    if name.isascii():
+        return name
     return bytes(b if b < 128 else 0x5F for b in name)
 
 
+def _sum(block: bytes | bytearray) -> int:
+    # adler32's low half is 1 + the sum of all bytes modulo 65521, which 256 bytes do not reach
+    return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
+
+
+# headers of one layer repeat their modes, owners and times
+@lru_cache(maxsize=4096)
 def _octal(value: int, width: int, most: int) -> bytes:
     return b"%0*o\0" % (width - 1, value if 0 <= value <= most else 0)
 
@@ -86,5 +98,5 @@ def _block(entry: Entry) -> bytes:
             )
         )
     )
-    block[_CHECKSUM] = b"%06o\0 " % sum(block)
+    block[_CHECKSUM] = b"%06o\0 " % _sum(block)
     return bytes(block)

@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from kontti.errors import Error, ResourceExhausted
 from kontti.linux import fs, libc
@@ -84,9 +85,11 @@ class Directories:
         record = self.records.get(key)
         usage = Usage()
         if record.info.kind is Kind.ACTIVE:
-            usage = self._measure(record)
-            with tree_errors(f"snapshot {key}"):
-                self.sync()
+            # the disk writes while the tree is walked
+            with ThreadPoolExecutor(1, "sync") as pool, tree_errors(f"snapshot {key}"):
+                synced = pool.submit(self.sync)
+                usage = self._measure(record)
+                synced.result()
         self.records.commit(name, record, labels, usage, parent)
 
     def sync(self) -> None:
