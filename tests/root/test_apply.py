@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +19,7 @@ from kontti.content.local import LocalStore
 from kontti.diff.applier import LayerApplier
 from kontti.errors import (
     FailedPrecondition,
+    InvalidArgument,
 )
 from kontti.values import Digest, Mount
 from tests.support.images import EPOCH, Entry, base_layer, digest_of, directory, layer, symlink
@@ -235,6 +238,10 @@ def test_a_layer_applied_over_its_parents_leaves_no_trace_of_the_first_try(tmp_p
     assert "etc/x" in tree
 
 
+def parts_of(tar: bytes) -> list[bytes]:
+    return [tar[start : start + 3000] for start in range(0, len(tar), 3000)]
+
+
 COMPRESSIONS = {
     "gzip": (gzipped(BASE), GZIP),
     "two gzip members": (
@@ -246,6 +253,28 @@ COMPRESSIONS = {
         zstandard.compress(layer(BASE)[:5000])
         + b"\x50\x2a\x4d\x18\x04\0\0\0skip"
         + zstandard.compress(layer(BASE)[5000:]),
+        ZSTD,
+    ),
+    "eStargz": (
+        b"".join(gzip.compress(part) for part in parts_of(layer(BASE)))
+        # its footer: an empty member with an extra field
+        + b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0"
+        + b"0000000000000000STARGZ"
+        + b"\x01\0\0\xff\xff"
+        + bytes(8),
+        GZIP,
+    ),
+    "zstd:chunked": (
+        b"".join(zstandard.compress(part) for part in parts_of(layer(BASE)))
+        # its manifest and its footer, in frames to be skipped
+        + b"\x50\x2a\x4d\x18\x10\0\0\0"
+        + b"m" * 16
+        + b"\x50\x2a\x4d\x18\x40\0\0\0"
+        + b"f" * 64,
+        ZSTD,
+    ),
+    "zstd that begins with a frame to be skipped": (
+        b"\x5f\x2a\x4d\x18\x03\0\0\0abc" + zstandard.compress(layer(BASE)),
         ZSTD,
     ),
     "plain": (layer(BASE), PLAIN),
@@ -262,6 +291,15 @@ def test_every_compression_gives_the_same_diff_id(tmp_path: Path, name: str) -> 
     chain = apply_all(tmp_path, [])
     applied = chain.applier.apply(put(chain.store, data, media_type), chain.mounts())
     assert applied.digest == digest_of(layer(BASE))
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress])
+def test_other_compressions_are_not_for_layers(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    chain = apply_all(tmp_path, [])
+    with pytest.raises(InvalidArgument, match="archive/tar: invalid tar header"):
+        chain.applier.apply(put(chain.store, compress(layer(BASE)), GZIP), chain.mounts())
 
 
 def test_a_blob_without_a_file_is_streamed(tmp_path: Path) -> None:
