@@ -91,16 +91,18 @@ def load(parts: Parts, data: bytes, snapshotter: str = "overlayfs") -> ImportRes
     return import_archive(parts, SCOPE, io.BytesIO(data).read, options)
 
 
-def tree(stores: Stores, result: ImportResult) -> dict[str, Seen]:
+def tree(stores: Stores, result: ImportResult, snapshotter: str = "overlayfs") -> dict[str, Seen]:
     [unpacked] = result.unpacked
-    return look(stores.metadata.snapshots(SCOPE, "overlayfs").view("look", unpacked.chain_id))
+    return look(stores.metadata.snapshots(SCOPE, snapshotter).view("look", unpacked.chain_id))
 
 
-def outcome(root: Path, data: bytes, at_once: int) -> dict[str, Seen] | str:
+def outcome(
+    root: Path, data: bytes, at_once: int, snapshotter: str = "overlayfs"
+) -> dict[str, Seen] | str:
     """The tree, or what is wrong with the image."""
     with opened(root, at_once) as stores:
         try:
-            made = tree(stores, load(stores.transfer_parts(), data))
+            made = tree(stores, load(stores.transfer_parts(), data, snapshotter), snapshotter)
         except Error as error:
             assert_clean(stores)
             return f"{type(error).__name__}: {error}"
@@ -126,6 +128,14 @@ def directories(stores: Stores) -> set[str]:
 def test_the_tree_is_that_of_one_after_another(tmp_path: Path, name: str) -> None:
     data = image([*(LAYERS | MORE)[name], TOP])
     assert outcome(tmp_path / "together", data, 4) == outcome(tmp_path / "one", data, 1)
+
+
+@pytest.mark.parametrize("name", ["three layers", "a root of its own", "removed, made, removed"])
+def test_erofs_images_are_made_of_what_is_settled(tmp_path: Path, name: str) -> None:
+    data = image([*(LAYERS | MORE)[name], TOP])
+    together = outcome(tmp_path / "together", data, 4, "erofs")
+    assert isinstance(together, dict)
+    assert together == outcome(tmp_path / "one", data, 1)
 
 
 PEERS = [

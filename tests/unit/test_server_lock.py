@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,16 @@ def test_closing_twice_is_as_good_as_once(tmp_path: Path) -> None:
     lock = RootLock(str(tmp_path), "x")
     lock.close()
     lock.close()
+
+
+def test_what_a_killed_holder_was_starting_is_waited_for(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    path = tmp_path / "kontti.lock"
+    path.write_text(f"the daemon at /run/x.sock (pid {gone.pid})\n")
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        timer = threading.Timer(0.3, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        timer.start()
+        RootLock(str(tmp_path), "next").close()
+        timer.join()

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import struct
+import time
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ NAME = "kontti.lock"
 CONNECT_SECONDS = 5.0
 _DAEMON = re.compile(r"the daemon at (?:unix://)?(/.+) \(pid (\d+)\)")
 _UCRED = struct.Struct("3i")
+HANDOVER_SECONDS = 2.0
 
 
 class RootLock:
@@ -31,14 +33,26 @@ class RootLock:
         os.makedirs(root, mode=0o711, exist_ok=True)
         path = os.path.join(root, NAME)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._acquire(root):
             os.close(self._fd)
             holder = holder_of(root)
-            raise FailedPrecondition(f"{what} {root} is in use by {holder or 'another'}") from None
+            raise FailedPrecondition(f"{what} {root} is in use by {holder or 'another'}")
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{owner} (pid {os.getpid()})\n".encode(), 0)
+
+    def _acquire(self, root: str) -> bool:
+        """A holder that was killed may have been starting a process: until that has come to its
+        exec it holds what the dead one held."""
+        end = time.monotonic() + HANDOVER_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if _is_alive(holder_of(root)) or time.monotonic() > end:
+                    return False
+                time.sleep(HANDOVER_SECONDS / 100)
+            else:
+                return True
 
     def close(self) -> None:
         """Let go."""
@@ -56,6 +70,11 @@ class RootLock:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _is_alive(holder: str) -> bool:
+    found = re.search(r"\(pid (\d+)\)$", holder)
+    return found is None or os.path.exists(f"/proc/{found[1]}")
 
 
 def holder_of(root: str) -> str:
