@@ -15,7 +15,7 @@ _DEPTH = 8
 class Packer:
     """Gives ``emit`` what is put in, compressed, in order; from a thread of its own."""
 
-    def __init__(self, emit: Callable[[bytes], None], compression: str) -> None:
+    def __init__(self, emit: Callable[[bytes], object], compression: str) -> None:
         self._emit = emit
         self._compressor = compressor(compression)
         self._hash = hashlib.sha256()
