@@ -152,3 +152,14 @@ def _archive(base: Path) -> str:
     path = base / "busybox.tar"
     path.write_bytes(images.archive(images.build(), IMAGE))
     return str(path)
+
+
+def test_a_container_without_a_process_is_stopped_already() -> None:
+    """As one is between two turns of a restart policy."""
+    with cli("daemon") as kontti:
+        kontti("run", "-d", "--name", "s", IMAGE, "true")
+        kontti("wait", "s")
+        with Engine.connect(str(kontti.folder / "c.sock"), kontti.namespace) as engine:
+            engine.processes.delete("s")
+        assert kontti("stop", "s").stdout == "s\n"
+        kontti("rm", "s")

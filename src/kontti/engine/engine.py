@@ -152,11 +152,9 @@ class Engine(ImageCalls):
         try:
             self.processes.create(record.id, mounts, stdio or Stdio(stdout=log, stderr=log))
             self.processes.start(record.id)
-            wanted = restarts.labels_of(
-                options.restart if options else "", self._core.streams(Stdio(stdout=log)).stdout
-            )
-            if wanted:
-                self._life.label(record, wanted)
+            if options and restarts.wanted(options.restart):
+                log = self._core.streams(Stdio(stdout=log)).stdout
+                self._life.label(record, restarts.labels_of(options.restart, log))
         except BaseException:
             self.remove(record.id, force=True)
             raise
@@ -285,6 +283,8 @@ class Engine(ImageCalls):
             except DeadlineExceeded:
                 with contextlib.suppress(NotFound):  # it has ended by itself
                     self.kill(id)
+        elif self.container(id).status == "none":
+            return 0  # between two turns of a restart policy, the last of which is over now
         return self.wait(id)
 
     def start_again(self, id: str) -> ContainerInfo:

@@ -103,6 +103,8 @@ def until_stopped(root: Root, id: str, seconds: float) -> int:
             # frozen it would not even hear that it is to end
             engine.unpause(id)
         asked = engine.ask_to_stop(id)
+        if not asked and engine.container(id).status == "none":
+            return 0  # between two turns of a restart policy, the last of which is over now
     if asked:
         try:
             return waiting.wait(root, id, seconds)
