@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 DEFAULT_ROOT = "/run/containerd/runc"
+MAX_SHOWN = 200
 
 
 class Host:
@@ -186,7 +187,7 @@ class Container:
         try:
             return self.execs[exec_id]
         except KeyError:
-            raise NotFound(f"exec {exec_id} does not exist") from None
+            raise NotFound(f"process does not exist {exec_id:.{MAX_SHOWN}}") from None
 
     def check_exec(self) -> None:
         """Raises FailedPrecondition where no process can be added now."""

@@ -17,6 +17,7 @@ from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
 from kontti.runtime.bundle import BUILTIN
 from kontti.runtime.manager import RuntimeSettings, ShimManager
+from kontti.runtime.shim import Shim
 from kontti.tasks import convert, streams
 from kontti.tasks.base import (
     CreateOptions,
@@ -29,8 +30,8 @@ from kontti.tasks.base import (
 )
 from kontti.tasks.checkpoints import Checkpoints
 from kontti.tasks.life import Lifecycle
-from kontti.tasks.table import Phase, TaskTable
-from kontti.values import EMPTY, AnyValue, Descriptor, check_identifier
+from kontti.tasks.table import Phase, Task, TaskTable
+from kontti.values import EMPTY, AnyValue, Descriptor, check_identifier, shown
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.protobuf import Message
@@ -80,12 +81,20 @@ class TaskManager:
         self, scope: Scope, id: str, method: str, request: Message, response: type[M]
     ) -> M:
         """One call of the shim of a task; raises NotFound, Unavailable, what the shim answers."""
-        task, shim = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        task, shim = await self._ready(scope, id)
         try:
             return await shim.call(method, request, response)
         except Unavailable:
             if task.phase is Phase.GONE:
                 raise NotFound(f"task {id} not found") from None
+            raise
+
+    async def _ready(self, scope: Scope, id: str) -> tuple[Task, Shim]:
+        """A task and its shim; raises NotFound for the container where there is none either."""
+        try:
+            return await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        except NotFound:
+            await self._container(scope, id)
             raise
 
     async def _container(self, scope: Scope, id: str) -> Container:
@@ -106,20 +115,21 @@ class TaskManager:
 
     async def delete(self, scope: Scope, id: str) -> Exit:
         """Delete a stopped task, with its shim if that has no other."""
-        task, shim = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        task, shim = await self._ready(scope, id)
         return await self._life.delete(task, shim)
 
     async def delete_process(self, scope: Scope, id: str, exec_id: str) -> Exit:
         """Delete a stopped exec."""
-        check_identifier(exec_id, "exec id")
+        if not exec_id:
+            raise InvalidArgument("exec id cannot be empty")
         request = api.DeleteRequest(id=id, exec_id=exec_id)
         ended = await self._call(scope, id, "Delete", request, api.DeleteResponse)
         return convert.exit_of(exec_id, ended)
 
     async def get(self, scope: Scope, id: str, exec_id: str = "") -> Process:
         """What a process is doing."""
+        task, shim = await self._ready(scope, id)
         patience = self._settings.state_seconds
-        task, shim = await self._table.ready(scope.namespace, id, patience)
         try:
             return convert.process(id, await shim.state(id, exec_id, patience))
         except Unavailable:
@@ -151,8 +161,9 @@ class TaskManager:
 
     async def exec(self, scope: Scope, id: str, options: ExecOptions) -> None:
         """Add a process, to be started."""
-        check_identifier(options.exec_id, "exec id")
-        own = self.shims.bundles.of(scope.namespace, id).binary() == BUILTIN
+        _check_exec_id(options.exec_id)
+        task, _ = await self._ready(scope, id)
+        own = task.bundle.binary() == BUILTIN
         stdio = streams.for_task(options.stdio, dict(self._settings.log_options), own=own)
         request = convert.exec_request(id, replace(options, stdio=stdio))
         await self._call(scope, id, "Exec", request, Empty)
@@ -226,7 +237,7 @@ class TaskManager:
 
     async def wait(self, scope: Scope, id: str, exec_id: str = "") -> Exit:
         """Until the process has ended."""
-        task, shim = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        task, shim = await self._ready(scope, id)
         try:
             ended = await shim.wait(id, exec_id)
         except Unavailable:
@@ -242,3 +253,9 @@ class TaskManager:
     async def close(self) -> None:
         """Let go of every shim; tasks go on."""
         await self._life.close()
+
+
+def _check_exec_id(exec_id: str) -> None:
+    if not exec_id:
+        raise InvalidArgument("exec id cannot be empty")
+    check_identifier(exec_id, f"invalid exec id {shown(exec_id)}")
