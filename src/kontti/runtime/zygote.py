@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kontti.errors import Error, Unavailable, from_code
 from kontti.linux import process
+from kontti.runtime import unix
 from kontti.runtime.bundle import Bootstrap, Bundle
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,10 @@ class Zygote:
             deadline = asyncio.get_running_loop().time() + START_SECONDS
             while self._alive() and asyncio.get_running_loop().time() < deadline:
                 try:
-                    return await asyncio.open_unix_connection(self._path)
+                    async with asyncio.timeout_at(deadline):
+                        return await unix.connect(self._path)
+                except TimeoutError:
+                    break
                 except ConnectionRefusedError:
                     # between its bind(2) and its listen(2)
                     await asyncio.sleep(POLL_SECONDS)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
 READ_SIZE = 64 << 10
+BACKLOG = 1024
 MAX_UNSENT = 16 << 20
 """Bytes that wait for a peer that does not read, before it is hung up on."""
 
@@ -173,5 +174,5 @@ def listen(path: str) -> socket.socket:
         listener.bind(path)
     finally:
         os.umask(before)
-    listener.listen(64)
+    listener.listen(BACKLOG)
     return listener
