@@ -192,6 +192,8 @@ def _seconds(stamp: Timestamp | None) -> float:
 def connected(address: str, namespace: str, folder: Path) -> Iterator[Api]:
     """An Api with a root file system in ``folder``; whatever it left is ended."""
     containers.unpack(folder / "busybox")
+    # a runtime makes what is to be mounted on
+    (folder / "busybox" / "mnt").mkdir()
     made = Api(address, namespace, folder / "busybox")
     try:
         yield made
