@@ -254,10 +254,10 @@ class ShimManager:
 
         Raises Unavailable where it is gone, DeadlineExceeded where it does not answer.
         """
-        bootstrap = await asyncio.to_thread(bundle.bootstrap)
+        # two small files: to read them costs less than to go to a thread, with hundreds at a start
+        bootstrap, binary = bundle.bootstrap(), bundle.binary()
         if bootstrap is None:
             raise Unavailable(f"task {bundle.id} has no shim")
-        binary = await asyncio.to_thread(bundle.binary)
         shim_log = None if binary == BUILTIN else await ShimLog.open(bundle)
         try:
             return await self._join(bundle, bootstrap, binary, shim_log)

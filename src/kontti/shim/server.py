@@ -72,7 +72,8 @@ class Connection:
         self._decoder = Decoder()
         self._unsent = bytearray()
         self._open = True
-        loop.watch(peer.fileno(), READ, self._read)
+        self._events = READ
+        loop.watch(peer.fileno(), READ, self._ready)
 
     def _read(self) -> None:
         try:
@@ -135,7 +136,9 @@ class Connection:
             self.close()
             return
         events = READ | WRITE if self._unsent else READ
-        self._loop.watch(self._peer.fileno(), events, self._ready)
+        if events != self._events:
+            self._events = events
+            self._loop.watch(self._peer.fileno(), events, self._ready)
 
     def _ready(self) -> None:
         if self._unsent:

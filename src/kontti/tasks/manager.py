@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ from kontti.wire.protobuf import Message
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
+CHANGES = frozenset(("Start", "Pause", "Resume", "Checkpoint"))
+"""Calls after which a running task may be in another state."""
 
 
 class TaskManager:
@@ -82,8 +85,10 @@ class TaskManager:
     ) -> M:
         """One call of the shim of a task; raises NotFound, Unavailable, what the shim answers."""
         task, shim = await self._ready(scope, id)
+        changing = task.brief.changing() if method in CHANGES else contextlib.nullcontext()
         try:
-            return await shim.call(method, request, response)
+            with changing:
+                return await shim.call(method, request, response)
         except Unavailable:
             if task.phase is Phase.GONE:
                 raise NotFound(f"task {id} not found") from None
@@ -129,9 +134,13 @@ class TaskManager:
     async def get(self, scope: Scope, id: str, exec_id: str = "") -> Process:
         """What a process is doing."""
         task, shim = await self._ready(scope, id)
-        patience = self._settings.state_seconds
+        turn = task.brief.turn
         try:
-            return convert.process(id, await shim.state(id, exec_id, patience))
+            state = await shim.state(id, exec_id, self._settings.state_seconds)
+            process = convert.process(id, state)
+            if not exec_id:
+                task.brief.note(turn, process, shim.pid)
+            return process
         except Unavailable:
             if task.phase is Phase.GONE:
                 raise NotFound(f"task {id} not found") from None
@@ -139,11 +148,14 @@ class TaskManager:
 
     async def list(self, scope: Scope) -> Sequence[Process]:
         """Every task of the namespace; one whose shim does not answer is UNKNOWN."""
-        ids = self._table.visible(scope.namespace)
-        found = await asyncio.gather(*(self._brief(scope, id) for id in ids))
-        return [process for process in found if process is not None]
+        tasks = self._table.visible(scope.namespace)
+        known = {task.bundle.id: task.brief.known() for task in tasks}
+        asked = [id for id, process in known.items() if process is None]
+        answers = await asyncio.gather(*(self._ask(scope, id) for id in asked))
+        known.update(zip(asked, answers, strict=True))
+        return [process for process in known.values() if process is not None]
 
-    async def _brief(self, scope: Scope, id: str) -> Process | None:
+    async def _ask(self, scope: Scope, id: str) -> Process | None:
         try:
             return await self.get(scope, id)
         except NotFound:
@@ -217,7 +229,7 @@ class TaskManager:
         wanted = parse_all(filters)
         ids = [
             id
-            for id in self._table.visible(scope.namespace)
+            for id in (task.bundle.id for task in self._table.visible(scope.namespace))
             if wanted.match(field_adaptor({"id": id, "namespace": scope.namespace}))
         ]
         found = await asyncio.gather(*(self._metric(scope, id) for id in ids))
