@@ -43,10 +43,15 @@ class Exited:
 
 
 class Api:
-    """One connection; for any number of threads. ``rootfs`` is every container's root."""
+    """One connection; for any number of threads. ``rootfs`` is every container's root.
 
-    def __init__(self, address: str, namespace: str, rootfs: Path) -> None:
-        self.client = Client(address, namespace=namespace)
+    ``timeout`` is for all calls together, in seconds.
+    """
+
+    def __init__(
+        self, address: str, namespace: str, rootfs: Path, *, timeout: float | None = None
+    ) -> None:
+        self.client = Client(address, namespace=namespace, timeout=timeout)
         self.namespace = namespace
         self.rootfs = rootfs
 

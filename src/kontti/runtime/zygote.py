@@ -125,10 +125,14 @@ class Zygote:
             "cgroup": cgroup,
         }
         connection = await self._connect()
+        pid = self._pid
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await _ask(connection, request)
         except TimeoutError:
+            # it hangs: whoever comes next gets another
+            log.warning("the shims' zygote, pid %d, did not answer in time; it is killed", pid)
+            await self._replace(pid)
             raise Unavailable("the shims' zygote did not answer in time") from None
         if "error" in answer:
             raise from_code(int(str(answer.get("code", 2))), str(answer["error"]))
@@ -153,10 +157,14 @@ class Zygote:
                     log.warning("the shims' zygote: %s", error)
                     break
             # it may be alive and yet out of reach, its socket taken away
-            async with self._starting:
-                if self._pid == pid:
-                    await asyncio.to_thread(self._end, 0.0)
+            await self._replace(pid)
         raise Unavailable("the shims' zygote cannot be reached")
+
+    async def _replace(self, pid: int) -> None:
+        """End the zygote ``pid``, unless that was done; the next request starts another."""
+        async with self._starting:
+            if self._pid == pid:
+                await asyncio.to_thread(self._end, 0.0)
 
     def _end(self, patience: float) -> None:
         """Have it end, within ``patience`` seconds or by force."""
