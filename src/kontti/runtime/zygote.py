@@ -30,12 +30,16 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True, slots=True)
 class ShimSettings:
-    """What every shim of this daemon is told. ``socket_dir`` holds their sockets."""
+    """What every shim of this daemon is told. ``socket_dir`` holds their sockets.
+
+    ``open_files`` is how many descriptors they may have open, 0 for as many as we may.
+    """
 
     socket_dir: str
     ttrpc_address: str
     runtime: str = ""
     hide_unified: bool = False
+    open_files: int = 0
 
 
 class Zygote:
@@ -90,7 +94,7 @@ class Zygote:
             os.unlink(self._path)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            argv = [*process.interpreter(_ZYGOTE), self._path, "3"]
+            argv = [*process.interpreter(_ZYGOTE), self._path, "3", str(self.settings.open_files)]
             self._pid = process.spawn(argv, files=[(read, 3)], setsid=True)
         except BaseException:
             os.close(write)
