@@ -173,6 +173,10 @@ class Api:
         self.forget(id)
         return ended
 
+    def close(self) -> None:
+        """Hang up."""
+        self.client.close()
+
     def clear(self) -> None:
         """End all there is: for what a failed test left."""
         for id in self.list():

@@ -157,7 +157,9 @@ class TaskManager:
 
     async def _ask(self, scope: Scope, id: str) -> Process | None:
         try:
-            return await self.get(scope, id)
+            task, _ = await self._ready(scope, id)
+            # one that was being taken over has just been asked
+            return task.brief.known() or await self.get(scope, id)
         except NotFound:
             return None
         except Error as error:
