@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tests.support.daemons import Daemon
 
+CONTAINERS_SHIM = "kontti-shim"
+"""What a shim is called once it keeps a container; it was forked from the zygote as the spares."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -53,7 +56,19 @@ def spare_shims(daemon: Daemon) -> list[int]:
     """Processes that were forked ahead of need: of the zygote's session, and no one's child."""
     zygotes = [pid for pid in descendants(daemon.pid) if pid != daemon.pid]
     lines = {command(pid) for pid in zygotes}
-    return [pid for pid in everyone() if command(pid) in lines and parent(pid) == 1]
+    return [
+        pid
+        for pid in everyone()
+        if command(pid) in lines and parent(pid) == 1 and name(pid) != CONTAINERS_SHIM
+    ]
+
+
+def name(pid: int) -> str:
+    """What a process calls itself, "" for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def everyone() -> list[int]:

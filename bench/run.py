@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support import daemons, images
 from tests.support.daemons import Daemon
 
+from bench import crowd
 from bench.fixtures import fresh_ext4, many_files_layer
 from bench.measure import Comparison, interleaved, timed, timed_together
 from bench.memory import Footprint, daemon_pss, footprint, pss, shims_of
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--pulls", type=int, default=3, help="rounds of each pull")
     parser.add_argument("--scale", type=float, default=1.0, help="size of what is pulled")
     parser.add_argument("--many", type=int, default=50, help="containers for lists and memory")
+    parser.add_argument("--crowd", type=int, default=500, help="containers for a restart")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kontti-bench-", dir="/var/tmp") as temporary:
         base = Path(temporary)
@@ -172,7 +174,11 @@ def compare(
         footprints += start_many(pair, options.many)
         results.append(list_many(pair, options.rounds, options.many + 1))
         remove_all(pair)
-    return results, footprints
+    print("a crowd")
+    crowd_results, crowd_footprints = crowd.measure(
+        disk, small, SMALL, options.crowd, options.rounds
+    )
+    return results + crowd_results, footprints + crowd_footprints
 
 
 def remove_all(pair: Pair) -> None:

@@ -15,6 +15,8 @@ _DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9a-fA-F]+")
 _HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
 _MAX_ID = 76
+_MAX_QUOTED = 80
+_ESCAPES = {c: f"\\{e}" for c, e in zip('\a\b\f\n\r\t\v\\"', 'abfnrtv\\"', strict=True)}
 
 
 class Digest(str):
@@ -125,12 +127,33 @@ def check_identifier(text: str, what: str = "") -> str:
     prefix = f"{what}: " if what else ""
     if not text:
         raise InvalidArgument(f"{prefix}identifier must not be empty")
-    shown = f'{prefix}identifier "{text[:80]}"'
+    shown = f"{prefix}identifier {quoted(text)}"
     if len(text) > _MAX_ID:
         raise InvalidArgument(f"{shown} greater than maximum length ({_MAX_ID} characters)")
     if not _ID.fullmatch(text):
         raise InvalidArgument(f"{shown} must match ^{_ID.pattern}$")
     return text
+
+
+def quoted(text: str) -> str:
+    """``text`` in quotes as Go's %q prints it, cut short: for a message on one line."""
+    return f'"{shown(text)}"'
+
+
+def shown(text: str) -> str:
+    """The same without the quotes."""
+    return "".join(map(_escaped, text[:_MAX_QUOTED]))
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    if char.isprintable():
+        return char
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 from collections.abc import Iterator
 
@@ -218,6 +219,22 @@ def test_without_a_pid_namespace_all_end_with_the_first(zygote: Zygote, runtime:
         assert pod.wait("one") == 137
         pod.delete("one")
         out.all()
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_those_who_fork_on_and_on_end_with_the_first(zygote: Zygote, runtime: str) -> None:
+    """However many were born while the others were killed."""
+    script = "for n in 1 2 3; do (while :; do sleep 1000 & done) & done; sleep 0.2"
+    linux = {
+        "namespaces": [{"type": kind} for kind in taskshim.KINDS if kind != "pid"],
+        "resources": {"pids": {"limit": 300}},
+    }
+    with zygote.pod(runtime) as pod, taskshim.leftovers(pod):
+        for _ in range(3):
+            pod.run("one", "sh", "-c", script, linux=linux)
+            assert pod.wait("one") == 0
+            pod.delete("one")
+            shutil.rmtree(pod.folder / "b" / "one")
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])

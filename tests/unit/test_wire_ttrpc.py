@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from kontti.wire.ttrpc import (
     DATA,
     HEADER,
     MAX_DATA,
+    MAX_SKIPPED,
     NO_DATA,
     REMOTE_CLOSED,
     REMOTE_OPEN,
@@ -128,19 +131,28 @@ def test_a_frame_too_long_is_thrown_away_and_the_next_is_read() -> None:
     body = bytes(MAX_DATA + 1)
     long = HEADER.pack(len(body), 1, REQUEST, 0)
     decoder = Decoder()
-    assert plain(list(decoder.feed(long + body[:-1]))) == []
-    rest = list(decoder.feed(body[-1:] + encode_frame(3, REQUEST, b"next")))
-    assert plain(rest) == [(1, REQUEST, 0, b"", True), (3, REQUEST, 0, b"next", False)]
+    # known when it begins: whoever waits for it need not wait for its end
+    begun = list(decoder.feed(long))
+    assert plain(begun) == [(1, REQUEST, 0, b"", True)]
     with pytest.raises(ResourceExhausted, match="exceeds maximum size of 4194304 bytes"):
-        rest[0].request()
+        begun[0].request()
+    assert list(decoder.feed(body[:-1])) == []
+    rest = list(decoder.feed(body[-1:] + encode_frame(3, REQUEST, b"next")))
+    assert plain(rest) == [(3, REQUEST, 0, b"next", False)]
 
 
 def test_a_length_that_never_comes_keeps_nothing() -> None:
     decoder = Decoder()
-    list(decoder.feed(HEADER.pack(0xFFFFFFFF, 1, REQUEST, 0)))
+    list(decoder.feed(HEADER.pack(MAX_SKIPPED, 1, REQUEST, 0)))
     for _ in range(10):
         assert list(decoder.feed(bytes(1 << 20))) == []
     assert len(decoder._buffer) == 0
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 1000, HEADER.pack(MAX_SKIPPED + 1, 1, RESPONSE, 0)])
+def test_a_length_that_no_frame_has_is_garbage(data: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="ttrpc frame of type"):
+        list(Decoder().feed(data))
 
 
 @given(st.binary(max_size=200))
@@ -148,12 +160,11 @@ def test_a_length_that_never_comes_keeps_nothing() -> None:
 def test_any_bytes_are_frames_or_waited_for(data: bytes) -> None:
     decoder = Decoder()
     taken = 0
-    for frame in decoder.feed(data):
-        taken += HEADER.size + len(frame.data)
-        try:
-            frame.request()
-        except (InvalidArgument, ResourceExhausted):
-            continue
+    with contextlib.suppress(InvalidArgument):
+        for frame in decoder.feed(data):
+            taken += HEADER.size + len(frame.data)
+            with contextlib.suppress(InvalidArgument, ResourceExhausted):
+                frame.request()
     assert taken <= len(data)
 
 

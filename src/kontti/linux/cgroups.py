@@ -51,6 +51,15 @@ def paths_of(pid: int, root: str = ROOT) -> dict[str, str]:
     return found
 
 
+def folders(path: str, root: str = ROOT) -> list[str]:
+    """Where the group ``path`` is, in whichever hierarchies have it."""
+    trees = [root] if mode(root) == UNIFIED else [e.path for e in os.scandir(root) if e.is_dir()]
+    found = {
+        os.path.realpath(f"{tree}/{path}") for tree in trees if os.path.isdir(f"{tree}/{path}")
+    }
+    return sorted(found)
+
+
 def read(folder: str, name: str) -> str:
     """A group's file, or "" where it has none."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -181,6 +182,25 @@ def wait(pid: int, timeout: float | None) -> int:
 def fork() -> int:
     """fork(2), for single-threaded processes of ours alone: the shim's zygote and what it forks."""
     return os.fork()
+
+
+def raise_open_files() -> int:
+    """Let this process have as many descriptors open as it may.
+
+    How many it could have before, 0 where that is the same. The soft limit is low for the sake of
+    programs that use select(2), which ours do not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return 0
+    set_open_files(hard)
+    return soft
+
+
+def set_open_files(count: int) -> None:
+    """Set how many descriptors this process may have open, up to what is allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard >= 0 else count, hard))
 
 
 def set_child_subreaper() -> None:

@@ -14,7 +14,7 @@ from kontti.metadata.base import Container
 from kontti.metadata.database import clean, dump, dump_any, dump_anys, load, load_any, load_anys
 from kontti.metadata.gc import lets_go
 from kontti.namespaces import Scope
-from kontti.values import AnyValue, check_identifier, check_labels, merge_labels
+from kontti.values import AnyValue, check_identifier, check_labels, merge_labels, quoted
 from kontti.wire.messages.events.container import (
     ContainerCreate,
     ContainerCreateRuntime,
@@ -48,8 +48,11 @@ class ContainerStore:
             (self._namespace, id),
         ).fetchone()
         if row is None:
-            raise NotFound(f'container "{id}" in namespace "{self._namespace}"')
+            raise self._missing(id)
         return _from_row(row)
+
+    def _missing(self, id: str) -> NotFound:
+        return NotFound(f'container {quoted(id)} in namespace "{self._namespace}"')
 
     def list(self, filters: Sequence[str] = ()) -> Sequence[Container]:
         """Those that match, by id."""
@@ -93,6 +96,8 @@ class ContainerStore:
 
     def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
         """Change labels, spec, extensions, image, snapshot key; InvalidArgument for others."""
+        if not container.id:
+            raise InvalidArgument("Container.ID required")
         with self._database.write() as connection:
             old = self._get(connection, container.id)
             updated = replace(_masked(old, container, paths), updated_at=now())
@@ -122,7 +127,7 @@ class ContainerStore:
                 "DELETE FROM containers WHERE namespace = ? AND id = ?", (self._namespace, id)
             )
             if not done.rowcount:
-                raise NotFound(f'container "{id}" in namespace "{self._namespace}"')
+                raise self._missing(id)
         event = ContainerDelete(id=id)
         self._backing.publisher.publish(self._namespace, "/containers/delete", event)
         self._backing.mutated(True)

@@ -9,7 +9,7 @@ from kontti.errors import AlreadyExists, FailedPrecondition, NotFound
 from kontti.metadata.backing import Backing, ensure_namespace, refuse_other_paths
 from kontti.metadata.base import Namespace
 from kontti.metadata.database import clean, dump, load
-from kontti.values import check_identifier, merge_labels
+from kontti.values import check_identifier, merge_labels, quoted
 from kontti.wire.messages.events.namespace import (
     NamespaceCreate,
     NamespaceDelete,
@@ -76,7 +76,7 @@ class NamespaceStore:
         """Raises NotFound, and FailedPrecondition where it still holds more than leases."""
         with self._database.write() as connection:
             if self._find(name) is None:
-                raise NotFound(f'namespace "{name}"')
+                raise NotFound(f"namespace {quoted(name)}")
             held = _held(connection, name)
             if held:
                 raise FailedPrecondition(

@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 from kontti.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from kontti.runtime import unix
 
 UNIX, VSOCK = "unix://", "vsock://"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -21,7 +22,7 @@ async def dial(address: str, timeout: float) -> Streams:
         async with asyncio.timeout(timeout):
             if address.startswith(VSOCK):
                 return await _dial_vsock(parse_vsock(address))
-            return await asyncio.open_unix_connection(address.removeprefix(UNIX))
+            return await unix.connect(address.removeprefix(UNIX))
     except TimeoutError:
         where = address.removeprefix(UNIX)
         raise DeadlineExceeded(f"shim at {where} did not accept in {timeout:.0f} s") from None

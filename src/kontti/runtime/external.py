@@ -28,6 +28,7 @@ MAX_VERSION = 3
 _NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 # posix_spawn(3) has no working directory
 _IN_BUNDLE = ("/bin/sh", "-c", 'cd "$0" && exec "$@"')
+_LIMITED = ("/bin/sh", "-c", 'ulimit -Sn "$1" && shift && cd "$0" && exec "$@"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class External:
     publish_binary: str
     environment: tuple[str, ...] = ()
     delete_seconds: float = 5.0
+    open_files: int = 0
 
     async def start(self, binary: str, bundle: Bundle, options: bytes) -> Bootstrap:
         """Run ``binary start`` in the bundle; raises Error with what it printed."""
@@ -62,13 +64,18 @@ class External:
         try:
             return await asyncio.to_thread(
                 process.run,
-                [*_IN_BUNDLE, bundle.path, *self._command(binary, bundle, action)],
+                [*self._head(bundle), *self._command(binary, bundle, action)],
                 timeout=timeout,
                 env=self._environment(bundle.namespace),
                 input=stdin,
             )
         except (OSError, TimeoutError) as error:
             raise Error(f"shim {os.path.basename(binary)} {action}: {error}") from None
+
+    def _head(self, bundle: Bundle) -> list[str]:
+        if self.open_files:
+            return [*_LIMITED, bundle.path, str(self.open_files)]
+        return [*_IN_BUNDLE, bundle.path]
 
     def _command(self, binary: str, bundle: Bundle, action: str) -> list[str]:
         flags = [

@@ -33,6 +33,7 @@ KILLED = 128 + signal.SIGKILL
 class RuntimeSettings:
     """``root`` and ``state`` are the daemon's; ``runtimes`` names those our own shim serves.
 
+    ``open_files`` is how many descriptors a shim may have open, 0 for as many as we may;
     ``log_options`` are for what a log's URI leaves open; ``*_seconds`` are the deadlines that
     config.toml calls timeouts.
     """
@@ -45,6 +46,7 @@ class RuntimeSettings:
     publish_binary: str = "containerd"
     runtime: str = ""
     hide_unified: bool = False
+    open_files: int = 0
     runtimes: tuple[str, ...] = BUILTIN_RUNTIMES
     environment: tuple[str, ...] = ()
     log_options: tuple[tuple[str, str], ...] = ()
@@ -77,7 +79,11 @@ class ShimManager:
         self.settings = settings
         self.bundles = Bundles(settings.root, settings.state)
         shared = ShimSettings(
-            settings.socket_dir, settings.ttrpc_address, settings.runtime, settings.hide_unified
+            settings.socket_dir,
+            settings.ttrpc_address,
+            settings.runtime,
+            settings.hide_unified,
+            settings.open_files,
         )
         self.zygote = Zygote(shared, os.path.join(settings.state, "zygote.sock"))
         self._external = External(
@@ -86,6 +92,7 @@ class ShimManager:
             settings.publish_binary,
             settings.environment,
             settings.cleanup_seconds,
+            settings.open_files,
         )
         self._shims: dict[str, Shim] = {}
         # by address: a group's shim is not started twice, nor joined while it is being ended
@@ -254,10 +261,10 @@ class ShimManager:
 
         Raises Unavailable where it is gone, DeadlineExceeded where it does not answer.
         """
-        bootstrap = await asyncio.to_thread(bundle.bootstrap)
+        # two small files: to read them costs less than to go to a thread, with hundreds at a start
+        bootstrap, binary = bundle.bootstrap(), bundle.binary()
         if bootstrap is None:
             raise Unavailable(f"task {bundle.id} has no shim")
-        binary = await asyncio.to_thread(bundle.binary)
         shim_log = None if binary == BUILTIN else await ShimLog.open(bundle)
         try:
             return await self._join(bundle, bootstrap, binary, shim_log)

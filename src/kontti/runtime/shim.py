@@ -31,14 +31,15 @@ CALL_SECONDS = 150.0
 class Shim:
     """One shim, which may keep several tasks of a group; ``tasks`` are their ids, a sandbox's too.
 
-    ``own`` tells that it is ours, so that who listens at its address is the shim itself.
+    ``own`` tells that it is ours, so that who listens at its address is the shim itself; ``pid``
+    is 0 where it is not.
     """
 
     def __init__(self, client: Client, bootstrap: Bootstrap, *, own: bool = False) -> None:
         self._client = client
         self._service = f"containerd.task.v{bootstrap.version}.Task/"
-        listener = client.listener_pid if own and isinstance(client, TtrpcClient) else 0
-        self._process = _pidfd(listener) if listener else -1
+        self.pid = client.listener_pid if own and isinstance(client, TtrpcClient) else 0
+        self._process = _pidfd(self.pid) if self.pid else -1
         self._log: ShimLog | None = None
         self.bootstrap = bootstrap
         self.namespace = self.binary = ""

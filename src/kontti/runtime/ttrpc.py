@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 READ_SIZE = 64 << 10
 MAX_IN_FLIGHT = 256
+BACKLOG = 1024
+"""Every shim connects again when a daemon starts."""
 _CREDENTIALS = struct.Struct("3i")
 
 Handler = Callable[[str, bytes], Awaitable[bytes]]
@@ -169,7 +171,9 @@ class TtrpcServer:
             # nobody can connect before listen(2), so there is no moment with other rights
             os.chmod(path, 0o660)
             os.chown(path, uid, gid)
-            self._server = await asyncio.start_unix_server(self._accepted, sock=listener)
+            self._server = await asyncio.start_unix_server(
+                self._accepted, sock=listener, backlog=BACKLOG
+            )
         except BaseException:
             listener.close()
             raise

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kontti.errors import Error, Unavailable, from_code
 from kontti.linux import process
+from kontti.runtime import unix
 from kontti.runtime.bundle import Bootstrap, Bundle
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,16 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True, slots=True)
 class ShimSettings:
-    """What every shim of this daemon is told. ``socket_dir`` holds their sockets."""
+    """What every shim of this daemon is told. ``socket_dir`` holds their sockets.
+
+    ``open_files`` is how many descriptors they may have open, 0 for as many as we may.
+    """
 
     socket_dir: str
     ttrpc_address: str
     runtime: str = ""
     hide_unified: bool = False
+    open_files: int = 0
 
 
 class Zygote:
@@ -89,7 +94,7 @@ class Zygote:
             os.unlink(self._path)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            argv = [*process.interpreter(_ZYGOTE), self._path, "3"]
+            argv = [*process.interpreter(_ZYGOTE), self._path, "3", str(self.settings.open_files)]
             self._pid = process.spawn(argv, files=[(read, 3)], setsid=True)
         except BaseException:
             os.close(write)
@@ -124,10 +129,14 @@ class Zygote:
             "cgroup": cgroup,
         }
         connection = await self._connect()
+        pid = self._pid
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await _ask(connection, request)
         except TimeoutError:
+            # it hangs: whoever comes next gets another
+            log.warning("the shims' zygote, pid %d, did not answer in time; it is killed", pid)
+            await self._replace(pid)
             raise Unavailable("the shims' zygote did not answer in time") from None
         if "error" in answer:
             raise from_code(int(str(answer.get("code", 2))), str(answer["error"]))
@@ -141,7 +150,10 @@ class Zygote:
             deadline = asyncio.get_running_loop().time() + START_SECONDS
             while self._alive() and asyncio.get_running_loop().time() < deadline:
                 try:
-                    return await asyncio.open_unix_connection(self._path)
+                    async with asyncio.timeout_at(deadline):
+                        return await unix.connect(self._path)
+                except TimeoutError:
+                    break
                 except ConnectionRefusedError:
                     # between its bind(2) and its listen(2)
                     await asyncio.sleep(POLL_SECONDS)
@@ -149,10 +161,14 @@ class Zygote:
                     log.warning("the shims' zygote: %s", error)
                     break
             # it may be alive and yet out of reach, its socket taken away
-            async with self._starting:
-                if self._pid == pid:
-                    await asyncio.to_thread(self._end, 0.0)
+            await self._replace(pid)
         raise Unavailable("the shims' zygote cannot be reached")
+
+    async def _replace(self, pid: int) -> None:
+        """End the zygote ``pid``, unless that was done; the next request starts another."""
+        async with self._starting:
+            if self._pid == pid:
+                await asyncio.to_thread(self._end, 0.0)
 
     def _end(self, patience: float) -> None:
         """Have it end, within ``patience`` seconds or by force."""

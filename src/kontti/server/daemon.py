@@ -23,6 +23,7 @@ from kontti.engine.logs import LogKeeper
 from kontti.engine.stores import CONTENT_DIR, Stores, StoreSettings
 from kontti.errors import Error, NotFound
 from kontti.events.base import Exchange
+from kontti.linux import process
 from kontti.metadata.base import Metadata
 from kontti.metadata.gc import Type
 from kontti.mounts.base import Mounts
@@ -180,7 +181,12 @@ def keep_logs(settings: DaemonSettings, stores: Stores) -> LogKeeper:
 async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) -> TaskManager:
     """The task manager, its zygote warm."""
     choice = await asyncio.to_thread(choose, settings.runtime.state)
-    runtime = replace(settings.runtime, runtime=choice.binary, hide_unified=choice.hide_unified)
+    runtime = replace(
+        settings.runtime,
+        runtime=choice.binary,
+        hide_unified=choice.hide_unified,
+        open_files=process.raise_open_files(),
+    )
     records, checkpoints = stores.metadata.containers, stores.checkpoints()
     tasks = TaskManager(runtime, records, stores.exchange, checkpoints, mounts=mounts)
     tasks.shims.sandboxes.recorded = partial(is_sandbox, stores.metadata)

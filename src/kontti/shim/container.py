@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
 from kontti.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from kontti.linux import cgroups, mounts
+from kontti.shim import spec
 from kontti.shim.checkpoint import Checkpointing
 from kontti.shim.oci_runtime import OciRuntime, find
 from kontti.shim.oom import OomWatch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 DEFAULT_ROOT = "/run/containerd/runc"
+MAX_SHOWN = 200
 
 
 class Host:
@@ -67,6 +68,7 @@ class Container:
         """Mount the root file system and have the runtime create; a failure leaves nothing."""
         if self.runtime.knows(self.id):
             raise AlreadyExists(f"container {self.id} of another shim")
+        spec.check_group(self.bundle)
         try:
             self._mount(request)
             self._open(self.init.stdio)
@@ -137,12 +139,15 @@ class Container:
             file.write("\n".join(sorted(set(self.groups.values()))))
 
     def _undo(self) -> None:
-        """Take back what a failed create made."""
+        """Take back what a failed create made; crun forgets its control group."""
         self.init.stdio.close()
         try:
             self.runtime.run("delete", "--force", self.id)
         except Error:
             pass  # most often it was never created
+        group = spec.group_path(self.bundle)
+        for folder in cgroups.folders(group) if group.strip("/") else ():
+            cgroups.remove(folder)
         self.unmount()
 
     def watch_oom(self, tell: Callable[[], None]) -> None:
@@ -186,7 +191,7 @@ class Container:
         try:
             return self.execs[exec_id]
         except KeyError:
-            raise NotFound(f"exec {exec_id} does not exist") from None
+            raise NotFound(f"process does not exist {exec_id:.{MAX_SHOWN}}") from None
 
     def check_exec(self) -> None:
         """Raises FailedPrecondition where no process can be added now."""
@@ -294,14 +299,7 @@ class Container:
 
     def owns_pid_namespace(self) -> bool:
         """Whether the end of the first process, pid 1 of a namespace of its own, ends all."""
-        try:
-            with open(os.path.join(self.bundle, "config.json"), "rb") as file:
-                spec = json.load(file)
-        except (OSError, ValueError):
-            return False
-        linux = spec.get("linux") if isinstance(spec, dict) else None
-        found = linux.get("namespaces", []) if isinstance(linux, dict) else []
-        return any(n.get("type") == "pid" and not n.get("path") for n in found)
+        return spec.owns_pid_namespace(self.bundle)
 
 
 def _options(request: CreateTaskRequest) -> Options:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
 READ_SIZE = 64 << 10
+BACKLOG = 1024
 MAX_UNSENT = 16 << 20
 """Bytes that wait for a peer that does not read, before it is hung up on."""
 
@@ -71,7 +72,8 @@ class Connection:
         self._decoder = Decoder()
         self._unsent = bytearray()
         self._open = True
-        loop.watch(peer.fileno(), READ, self._read)
+        self._events = READ
+        loop.watch(peer.fileno(), READ, self._ready)
 
     def _read(self) -> None:
         try:
@@ -134,7 +136,9 @@ class Connection:
             self.close()
             return
         events = READ | WRITE if self._unsent else READ
-        self._loop.watch(self._peer.fileno(), events, self._ready)
+        if events != self._events:
+            self._events = events
+            self._loop.watch(self._peer.fileno(), events, self._ready)
 
     def _ready(self) -> None:
         if self._unsent:
@@ -173,5 +177,5 @@ def listen(path: str) -> socket.socket:
         listener.bind(path)
     finally:
         os.umask(before)
-    listener.listen(64)
+    listener.listen(BACKLOG)
     return listener

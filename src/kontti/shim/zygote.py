@@ -221,7 +221,11 @@ def answer(peer: socket.socket, result: dict[str, object]) -> None:
 
 
 def main() -> None:
-    """``zygote SOCKET [CONTROL_FD]``."""
+    """``zygote SOCKET [CONTROL_FD [OPEN_FILES]]``."""
+    limit = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    if limit:
+        # containers start with what their daemon was given, not with what it took
+        process.set_open_files(limit)
     run(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else -1)
 
 

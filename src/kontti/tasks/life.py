@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 CLOSE_SECONDS = 10.0
+LOADS_A_TURN = 8
 DELETABLE = (Status.STOPPED, Status.CREATED)
 
 
@@ -223,11 +224,21 @@ class Lifecycle:
 
     async def load(self) -> None:
         """Take over the tasks of an earlier daemon, all at once and without waiting for them."""
-        for bundle in await asyncio.to_thread(self.shims.bundles.all):
-            task = self.table.claim(bundle, Phase.LOADING)
-            loading = asyncio.get_running_loop().create_task(self._load(task))
-            self._loads.add(loading)
-            loading.add_done_callback(self._loads.discard)
+        bundles = await asyncio.to_thread(self.shims.bundles.all)
+        tasks = [self.table.claim(bundle, Phase.LOADING) for bundle in bundles]
+        self._begin_load(self._load_all(tasks))
+
+    async def _load_all(self, tasks: Sequence[Task]) -> None:
+        for number, task in enumerate(tasks):
+            self._begin_load(self._load(task))
+            if number % LOADS_A_TURN == 0:
+                # whoever calls meanwhile is served between them
+                await asyncio.sleep(0)
+
+    def _begin_load(self, work: Coroutine[object, object, None]) -> None:
+        loading = asyncio.get_running_loop().create_task(work)
+        self._loads.add(loading)
+        loading.add_done_callback(self._loads.discard)
 
     async def loaded(self) -> None:
         """Wait until every task of ``load`` is there or gone."""
@@ -265,6 +276,7 @@ class Lifecycle:
         log.info("task %s in %s is there, pid %d", bundle.id, bundle.namespace, state.pid)
         task.shim = shim
         self.table.go(task, Phase.READY)
+        task.brief.note(task.brief.turn, convert.process(bundle.id, state), shim.pid)
         return True
 
     def _lost(self, shim: Shim, namespace: str) -> None:
@@ -300,6 +312,8 @@ class Lifecycle:
     async def close(self) -> None:
         """Let go of every shim; tasks go on. What has begun is given some time to finish."""
         self.shims.on_lost.clear()
+        for task in self.table:
+            task.brief.drop()
         for loading in list(self._loads):
             loading.cancel()
         if self._work:

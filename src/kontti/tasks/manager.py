@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from kontti.mounts.base import Mounts
 from kontti.namespaces import Scope
 from kontti.runtime.bundle import BUILTIN
 from kontti.runtime.manager import RuntimeSettings, ShimManager
+from kontti.runtime.shim import Shim
 from kontti.tasks import convert, streams
 from kontti.tasks.base import (
     CreateOptions,
@@ -29,14 +31,16 @@ from kontti.tasks.base import (
 )
 from kontti.tasks.checkpoints import Checkpoints
 from kontti.tasks.life import Lifecycle
-from kontti.tasks.table import Phase, TaskTable
-from kontti.values import EMPTY, AnyValue, Descriptor, check_identifier
+from kontti.tasks.table import Phase, Task, TaskTable
+from kontti.values import EMPTY, AnyValue, Descriptor, check_identifier, shown
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.runtime.task.v2 import shim as api
 from kontti.wire.protobuf import Message
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
+CHANGES = frozenset(("Start", "Pause", "Resume", "Checkpoint"))
+"""Calls after which a running task may be in another state."""
 
 
 class TaskManager:
@@ -80,12 +84,22 @@ class TaskManager:
         self, scope: Scope, id: str, method: str, request: Message, response: type[M]
     ) -> M:
         """One call of the shim of a task; raises NotFound, Unavailable, what the shim answers."""
-        task, shim = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        task, shim = await self._ready(scope, id)
+        changing = task.brief.changing() if method in CHANGES else contextlib.nullcontext()
         try:
-            return await shim.call(method, request, response)
+            with changing:
+                return await shim.call(method, request, response)
         except Unavailable:
             if task.phase is Phase.GONE:
                 raise NotFound(f"task {id} not found") from None
+            raise
+
+    async def _ready(self, scope: Scope, id: str) -> tuple[Task, Shim]:
+        """A task and its shim; raises NotFound for the container where there is none either."""
+        try:
+            return await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        except NotFound:
+            await self._container(scope, id)
             raise
 
     async def _container(self, scope: Scope, id: str) -> Container:
@@ -106,22 +120,27 @@ class TaskManager:
 
     async def delete(self, scope: Scope, id: str) -> Exit:
         """Delete a stopped task, with its shim if that has no other."""
-        task, shim = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        task, shim = await self._ready(scope, id)
         return await self._life.delete(task, shim)
 
     async def delete_process(self, scope: Scope, id: str, exec_id: str) -> Exit:
         """Delete a stopped exec."""
-        check_identifier(exec_id, "exec id")
+        if not exec_id:
+            raise InvalidArgument("exec id cannot be empty")
         request = api.DeleteRequest(id=id, exec_id=exec_id)
         ended = await self._call(scope, id, "Delete", request, api.DeleteResponse)
         return convert.exit_of(exec_id, ended)
 
     async def get(self, scope: Scope, id: str, exec_id: str = "") -> Process:
         """What a process is doing."""
-        patience = self._settings.state_seconds
-        task, shim = await self._table.ready(scope.namespace, id, patience)
+        task, shim = await self._ready(scope, id)
+        turn = task.brief.turn
         try:
-            return convert.process(id, await shim.state(id, exec_id, patience))
+            state = await shim.state(id, exec_id, self._settings.state_seconds)
+            process = convert.process(id, state)
+            if not exec_id:
+                task.brief.note(turn, process, shim.pid)
+            return process
         except Unavailable:
             if task.phase is Phase.GONE:
                 raise NotFound(f"task {id} not found") from None
@@ -129,13 +148,18 @@ class TaskManager:
 
     async def list(self, scope: Scope) -> Sequence[Process]:
         """Every task of the namespace; one whose shim does not answer is UNKNOWN."""
-        ids = self._table.visible(scope.namespace)
-        found = await asyncio.gather(*(self._brief(scope, id) for id in ids))
-        return [process for process in found if process is not None]
+        tasks = self._table.visible(scope.namespace)
+        known = {task.bundle.id: task.brief.known() for task in tasks}
+        asked = [id for id, process in known.items() if process is None]
+        answers = await asyncio.gather(*(self._ask(scope, id) for id in asked))
+        known.update(zip(asked, answers, strict=True))
+        return [process for process in known.values() if process is not None]
 
-    async def _brief(self, scope: Scope, id: str) -> Process | None:
+    async def _ask(self, scope: Scope, id: str) -> Process | None:
         try:
-            return await self.get(scope, id)
+            task, _ = await self._ready(scope, id)
+            # one that was being taken over has just been asked
+            return task.brief.known() or await self.get(scope, id)
         except NotFound:
             return None
         except Error as error:
@@ -151,8 +175,9 @@ class TaskManager:
 
     async def exec(self, scope: Scope, id: str, options: ExecOptions) -> None:
         """Add a process, to be started."""
-        check_identifier(options.exec_id, "exec id")
-        own = self.shims.bundles.of(scope.namespace, id).binary() == BUILTIN
+        _check_exec_id(options.exec_id)
+        task, _ = await self._ready(scope, id)
+        own = task.bundle.binary() == BUILTIN
         stdio = streams.for_task(options.stdio, dict(self._settings.log_options), own=own)
         request = convert.exec_request(id, replace(options, stdio=stdio))
         await self._call(scope, id, "Exec", request, Empty)
@@ -206,7 +231,7 @@ class TaskManager:
         wanted = parse_all(filters)
         ids = [
             id
-            for id in self._table.visible(scope.namespace)
+            for id in (task.bundle.id for task in self._table.visible(scope.namespace))
             if wanted.match(field_adaptor({"id": id, "namespace": scope.namespace}))
         ]
         found = await asyncio.gather(*(self._metric(scope, id) for id in ids))
@@ -226,7 +251,7 @@ class TaskManager:
 
     async def wait(self, scope: Scope, id: str, exec_id: str = "") -> Exit:
         """Until the process has ended."""
-        task, shim = await self._table.ready(scope.namespace, id, self._settings.state_seconds)
+        task, shim = await self._ready(scope, id)
         try:
             ended = await shim.wait(id, exec_id)
         except Unavailable:
@@ -242,3 +267,9 @@ class TaskManager:
     async def close(self) -> None:
         """Let go of every shim; tasks go on."""
         await self._life.close()
+
+
+def _check_exec_id(exec_id: str) -> None:
+    if not exec_id:
+        raise InvalidArgument("exec id cannot be empty")
+    check_identifier(exec_id, f"invalid exec id {shown(exec_id)}")

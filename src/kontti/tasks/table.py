@@ -11,6 +11,7 @@ from kontti.errors import AlreadyExists, NotFound, Unavailable
 from kontti.runtime.bundle import Bundle
 from kontti.runtime.shim import Shim
 from kontti.tasks.base import Exit
+from kontti.tasks.brief import Brief
 
 
 class Phase(enum.Enum):
@@ -40,6 +41,7 @@ class Task:
     phase: Phase
     shim: Shim | None = None
     exit: Exit | None = None
+    brief: Brief = field(default_factory=Brief)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -65,6 +67,7 @@ class TaskTable:
         if phase not in TRANSITIONS[task.phase]:
             raise ValueError(f"task {task.bundle.id} goes from {task.phase} to {phase}")
         task.phase = phase
+        task.brief.drop()
         if phase is Phase.GONE:
             del self._tasks[task.bundle.namespace, task.bundle.id]
         if phase is Phase.ENDING:
@@ -72,13 +75,13 @@ class TaskTable:
         else:
             task.settled.set()
 
-    def visible(self, namespace: str) -> list[str]:
-        """Ids of a namespace's tasks, sorted; one that is being created is not there yet."""
-        return sorted(
-            id
-            for (space, id), task in self._tasks.items()
+    def visible(self, namespace: str) -> list[Task]:
+        """A namespace's tasks, by id; one that is being created is not there yet."""
+        return [
+            task
+            for (space, _), task in sorted(self._tasks.items())
             if space == namespace and task.phase is not Phase.CREATING
-        )
+        ]
 
     async def ready(self, namespace: str, id: str, patience: float) -> tuple[Task, Shim]:
         """A task and its shim, waiting ``patience`` seconds for one that is not settled.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HEADER = Struct(">IIBB")
 MAX_DATA = 4 << 20
+MAX_SKIPPED = 64 << 20
 REQUEST, RESPONSE, DATA = 1, 2, 3
 REMOTE_CLOSED, REMOTE_OPEN, NO_DATA = 1, 2, 4
 NAMESPACE_KEY = "containerd-namespace-ttrpc"
@@ -120,7 +121,7 @@ def encode_frame(stream: int, kind: int, data: bytes, flags: int = 0) -> bytes:
 
 
 class Decoder:
-    """Takes bytes as they come, gives whole frames."""
+    """Takes bytes as they come, gives whole frames; one that is too long as soon as it begins."""
 
     __slots__ = ("_buffer", "_header", "_skip")
 
@@ -130,7 +131,10 @@ class Decoder:
         self._skip = 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are whole with ``data``."""
+        """The frames that are whole with ``data``.
+
+        Raises InvalidArgument for a length that no frame has: what follows would be skipped as its.
+        """
         self._buffer += data
         while True:
             if self._header is None:
@@ -138,7 +142,12 @@ class Decoder:
                     return
                 self._header = HEADER.unpack_from(self._buffer)
                 del self._buffer[: HEADER.size]
-                self._skip = self._header[0] if self._header[0] > MAX_DATA else 0
+                length, stream, kind, flags = self._header
+                if length > MAX_SKIPPED:
+                    raise InvalidArgument(f"ttrpc frame of type {kind} and {length} bytes")
+                if length > MAX_DATA:
+                    self._skip = length
+                    yield Frame(stream, kind, flags, b"", oversize=True)
             length, stream, kind, flags = self._header
             if self._skip:
                 dropped = min(self._skip, len(self._buffer))
@@ -147,7 +156,6 @@ class Decoder:
                 if self._skip:
                     return
                 self._header = None
-                yield Frame(stream, kind, flags, b"", oversize=True)
                 continue
             if len(self._buffer) < length:
                 return
