@@ -36,8 +36,16 @@ def is_lost(path: str, content: ContentStore, snapshotters: Backends) -> bool:
     """Whether there is no database at ``path``, and yet something that one should know of."""
     if os.path.exists(path):
         return False
-    anything = any(True for _ in content.walk())
-    return anything or any(next(s.walk(), None) is not None for s in snapshotters.values())
+    return any(map(_has_something, (content, *snapshotters.values())))
+
+
+def _has_something(backend: ContentStore | Snapshotter) -> bool:
+    """Whether a backend holds anything; one that does not answer is no reason not to start."""
+    try:
+        return next(iter(backend.walk()), None) is not None
+    except Error as error:
+        log.warning("what a backend holds cannot be told: %s", error)
+        return False
 
 
 def rebuild(path: str, content: ContentStore, snapshotters: Backends) -> None:
