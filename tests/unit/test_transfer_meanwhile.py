@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from kontti.errors import NotFound
+from kontti.errors import NotFound, Unavailable
 from kontti.images.identity import chain_ids
 from kontti.metadata.base import Image
 from kontti.namespaces import Scope
 from kontti.testing.content import put, sha256
 from kontti.transfer.base import Unpacking
+from kontti.transfer.download import Sink, Stop, download
 from kontti.transfer.export import export_images
-from kontti.transfer.flights import IsStopped, never
+from kontti.transfer.flights import Flights
 from kontti.transfer.import_ import ImportOptions, import_archive
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import Parts
@@ -25,6 +26,7 @@ from kontti.transfer.unpack import Layer, Unpacker
 from kontti.values import Descriptor, Digest, Mount, Resource
 from tests.support import images
 from tests.support.metadata import Stores, open_stores
+from tests.support.stores import MemoryContent, MemoryWriter
 
 SCOPE = Scope("default")
 TARS = [b"one", b"two", b"three"]
@@ -92,7 +94,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_parents_that_were_found_outlive_a_collection(bench: Bench) -> None:
     bench.unpack_and_forget(2)
 
-    def wait(descriptor: Descriptor, is_stopped: IsStopped = never) -> None:
+    def wait(descriptor: Descriptor, *_: object) -> None:
         bench.collect()
 
     with leased(bench.stores.metadata, SCOPE) as held:
@@ -186,3 +188,55 @@ def test_an_image_that_goes_before_it_is_exported(bench: Bench) -> None:
         export_images(bench.stores.metadata, SCOPE, ["gone:1"], written.append)
     assert written == []
     assert bench.stores.metadata.leases(SCOPE).list() == []
+
+
+class Busy(MemoryContent):
+    """Its first ingests cannot be opened, for ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason, self.asked = reason, 0
+
+    def writer(self, ref: str, total: int = 0, expected: str = "") -> MemoryWriter:
+        self.asked += 1
+        if self.asked < 4:
+            raise Unavailable(self.reason)
+        return super().writer(ref, total, expected)
+
+
+@dataclass
+class Bytes:
+    """transfer.download.Source of one blob."""
+
+    data: bytes
+
+    def fetch(self, descriptor: Descriptor, offset: int = 0) -> Generator[bytes, None, None]:
+        yield self.data[offset:]
+
+    def several(self) -> bool:
+        return False
+
+    def distrust(self, descriptor: Descriptor) -> bool:
+        return False
+
+
+def download_to(content: Busy) -> list[float]:
+    """How long a download of what another process writes waited."""
+    slept: list[float] = []
+    flights, blob = Flights(), Descriptor("application/x", sha256(b"blob"), 4)
+    sink = Sink(content, lambda: content, Reporter(silent), flights, sleep=slept.append)
+    download(Bytes(b"blob"), sink, blob, Stop())
+    return slept
+
+
+def test_another_process_that_writes_a_blob_is_waited_for() -> None:
+    content = Busy('ref "layer" locked')
+    assert len(download_to(content)) == 3
+    assert content.blobs == {sha256(b"blob"): b"blob"}
+
+
+def test_a_daemon_that_has_died_is_not_waited_for() -> None:
+    content = Busy("connection to /run/x.sock: refused")
+    with pytest.raises(Unavailable, match="refused"):
+        download_to(content)
+    assert content.asked == 1

@@ -146,8 +146,9 @@ def _open(sink: Sink, descriptor: Descriptor, stop: Stop) -> Writer | None:
                 raise
             discard(sink.content, ref_key(descriptor))
             waited += HELD_PAUSE
-        except Unavailable:
-            if waited >= HELD_SECONDS or stop.is_set():
+        except Unavailable as error:
+            # a daemon that has died is not waited for
+            if " locked" not in error.message or waited >= HELD_SECONDS or stop.is_set():
                 raise
             sink.reporter.blob("waiting", descriptor)
             sink.sleep(HELD_PAUSE)
