@@ -319,10 +319,10 @@ def place(kind: str, client: str) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def placed(kind: str, client: str, base: Path) -> Iterator[Place]:
-    """The same in a folder that is there."""
+def placed(kind: str, client: str, base: Path, more: str = "") -> Iterator[Place]:
+    """The same in a folder that is there; ``more`` is put after the usual configuration."""
     namespace = new_namespace()
-    with temporary_files(base / "tmp"), daemons.running(kind, base) as daemon:
+    with temporary_files(base / "tmp"), daemons.running(kind, base, more) as daemon:
         made = Place(daemon, namespace, client, base)
         try:
             yield made
