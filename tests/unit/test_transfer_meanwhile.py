@@ -240,3 +240,24 @@ def test_a_daemon_that_has_died_is_not_waited_for() -> None:
     with pytest.raises(Unavailable, match="refused"):
         download_to(content)
     assert content.asked == 1
+
+
+@dataclass
+class Broken(Bytes):
+    """Its connection breaks."""
+
+    def fetch(self, descriptor: Descriptor, offset: int = 0) -> Generator[bytes, None, None]:
+        yield self.data[:2]
+        raise Unavailable("unexpected EOF")
+
+
+def test_what_a_broken_connection_brought_outlives_the_lease() -> None:
+    """Also where the daemon has not heard yet that its writer is closed."""
+    leased_content, content = MemoryContent(), Busy('ref "layer" locked')
+    blob = Descriptor("application/vnd.oci.image.layer.v1.tar", sha256(b"blob"), 4)
+    slept: list[float] = []
+    sink = Sink(leased_content, lambda: content, Reporter(silent), Flights(), sleep=slept.append)
+    with pytest.raises(Unavailable, match="unexpected EOF"):
+        download(Broken(b"blob"), sink, blob, Stop())
+    assert (len(slept), content.asked, len(content.ingests)) == (3, 4, 1)
+    assert [bytes(data) for data in leased_content.ingests.values()] == [b"bl"]

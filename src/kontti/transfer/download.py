@@ -30,6 +30,7 @@ from kontti.values import EMPTY, Descriptor, Digest
 
 HELD_SECONDS = 600.0
 HELD_PAUSE = 0.2
+RELEASE_SECONDS = 5.0
 
 
 class Source(Protocol):
@@ -120,8 +121,18 @@ def _is_empty(content: Store, ref: str) -> bool:
 def _outlive_lease(sink: Sink, descriptor: Descriptor) -> None:
     """An ingest that is opened without a lease gets a time of its own to be resumed in."""
     with suppress(Error):
-        store = sink.unleased()
-        store.writer(ref_key(descriptor), descriptor.size, descriptor.digest).close()
+        store, waited = sink.unleased(), 0.0
+        while True:
+            try:
+                store.writer(ref_key(descriptor), descriptor.size, descriptor.digest).close()
+            except Unavailable as error:
+                # a daemon hears a moment later that its writer is closed
+                if " locked" not in error.message or waited >= RELEASE_SECONDS:
+                    return
+                sink.sleep(HELD_PAUSE)
+                waited += HELD_PAUSE
+            else:
+                return
 
 
 def discard(content: Store, ref: str) -> None:
