@@ -146,6 +146,7 @@ class Load:
         self._snapshots({key: Kind.ACTIVE}, "prepare", key, parent)
         self._snapshots({key: None, name: Kind.COMMITTED}, "commit", name, key)
         label = "containerd.io/gc.root=yes"
+        self.blobs.clear()  # it is the same one each time
         made = sha256(self.ctr("snapshots", "diff", "--keep", "--label", label, parent))
         self.blobs[made] = True
         self._snapshots({name: None}, "rm", name)
