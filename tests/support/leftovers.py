@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
 import shutil
@@ -208,11 +209,16 @@ def of_host(base: Path, daemon: int, namespace: str) -> dict[str, Counter[str]]:
         "cgroups": Counter(map(str, CGROUPS.glob(f"*/{namespace}/*/"))),
         "files": Counter(_files(base)),
         "runtime state": Counter(map(str, RUNTIME_STATE.glob(f"{namespace}/*"))),
-        "fifos": Counter(map(str, FIFOS.glob(f"*/{namespace}*"))),
+        "fifos": Counter(fifos_of(namespace)),
         "snapshot folders": Counter(
             str(p.relative_to(base)) for p in base.glob("root/*/snapshots/*")
         ),
     }
+
+
+def fifos_of(namespace: str) -> list[str]:
+    """Those of a namespace's tasks, in folders that others make and remove meanwhile."""
+    return glob.glob(f"{FIFOS}/*/{namespace}*")
 
 
 def processes(base: Path, daemon: int, namespace: str) -> dict[int, str]:
@@ -313,10 +319,10 @@ def place(kind: str, client: str) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def placed(kind: str, client: str, base: Path) -> Iterator[Place]:
-    """The same in a folder that is there."""
+def placed(kind: str, client: str, base: Path, more: str = "") -> Iterator[Place]:
+    """The same in a folder that is there; ``more`` is put after the usual configuration."""
     namespace = new_namespace()
-    with temporary_files(base / "tmp"), daemons.running(kind, base) as daemon:
+    with temporary_files(base / "tmp"), daemons.running(kind, base, more) as daemon:
         made = Place(daemon, namespace, client, base)
         try:
             yield made
@@ -366,8 +372,8 @@ def new_namespace() -> str:
 
 def remove_folders(namespace: str) -> None:
     """What OCI runtimes and clients keep of a namespace that is empty."""
-    for path in FIFOS.glob(f"*/{namespace}*"):
-        shutil.rmtree(path.parent, ignore_errors=True)
+    for fifo in fifos_of(namespace):
+        shutil.rmtree(os.path.dirname(fifo), ignore_errors=True)
     for path in (RUNTIME_STATE / namespace, *CGROUPS.glob(f"*/{namespace}")):
         with contextlib.suppress(OSError):
             os.rmdir(path)

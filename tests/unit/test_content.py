@@ -71,6 +71,16 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
         assert writer.digest() == sha256(b"part")
 
 
+def test_an_ingest_without_its_data_is_cleared(tmp_path: Path) -> None:
+    """So it is left by a process that ended while it made, committed or removed it."""
+    store = LocalStore(str(tmp_path))
+    store.writer("torn", 9).close()
+    (ingest,) = (tmp_path / "ingest").iterdir()
+    (ingest / "data").unlink()
+    assert LocalStore(str(tmp_path)).list_statuses() == []
+    assert not ingest.exists()
+
+
 def test_ingest_without_its_notes_is_resumed(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     with store.writer("torn", 9) as writer:

@@ -103,10 +103,11 @@ def list_ingests(root: str) -> Iterator[Ingest]:
 def open_root(root: str) -> None:
     """Make the directory of ingests, and clear what is in it and cannot be resumed."""
     make_directory(root)
-    readable = {i.path for i in list_ingests(root)}
+    # without its data it was just made, or committed: nobody would see it, nor take it away
+    resumable = {i.path for i in list_ingests(root) if i.status() is not None}
     for name in os.listdir(root):
         path = os.path.join(root, name)
-        if path not in readable:
+        if path not in resumable:
             shutil.rmtree(path, ignore_errors=True)
 
 

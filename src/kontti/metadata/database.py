@@ -179,14 +179,18 @@ class Database:
     def back_up(self) -> None:
         """Write a copy to ``<path>.backup``; the copy before it stays until this one is whole."""
         target, draft = f"{self._path}.backup", f"{self._path}.backup.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        with self.read() as connection:
-            connection.rollback()
-            connection.execute("VACUUM INTO ?", (draft,))
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())
-        os.rename(draft, target)
+        try:
+            _remove(draft)
+            with self.read() as connection:
+                connection.rollback()
+                connection.execute("VACUUM INTO ?", (draft,))
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+            os.rename(draft, target)
+        except BaseException:
+            # a full disk is not to be filled with what nobody can use
+            _remove(draft)
+            raise
 
     def close(self) -> None:
         """Close it; twice is fine."""
@@ -198,6 +202,12 @@ class Database:
                 idle, self._idle = self._idle, []
             for connection in [*idle, self._writer]:
                 connection.close()
+
+
+def _remove(path: str) -> None:
+    for name in (path, f"{path}-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 def dump(labels: Mapping[str, str]) -> str:

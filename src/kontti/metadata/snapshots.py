@@ -152,6 +152,8 @@ class NamespacedSnapshotter:
                 return self._parent_row(connection, parent)
         if self._scope.lease:
             with self._database.write() as connection:
+                if not self._exists(connection, target):  # collected in between
+                    return self._parent_row(connection, parent)
                 hold(connection, self._scope, self._resource(target))
         raise AlreadyExists(f'target snapshot "{target}"')
 

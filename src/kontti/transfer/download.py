@@ -30,6 +30,7 @@ from kontti.values import EMPTY, Descriptor, Digest
 
 HELD_SECONDS = 600.0
 HELD_PAUSE = 0.2
+RELEASE_SECONDS = 5.0
 
 
 class Source(Protocol):
@@ -120,8 +121,18 @@ def _is_empty(content: Store, ref: str) -> bool:
 def _outlive_lease(sink: Sink, descriptor: Descriptor) -> None:
     """An ingest that is opened without a lease gets a time of its own to be resumed in."""
     with suppress(Error):
-        store = sink.unleased()
-        store.writer(ref_key(descriptor), descriptor.size, descriptor.digest).close()
+        store, waited = sink.unleased(), 0.0
+        while True:
+            try:
+                store.writer(ref_key(descriptor), descriptor.size, descriptor.digest).close()
+            except Unavailable as error:
+                # a daemon hears a moment later that its writer is closed
+                if " locked" not in error.message or waited >= RELEASE_SECONDS:
+                    return
+                sink.sleep(HELD_PAUSE)
+                waited += HELD_PAUSE
+            else:
+                return
 
 
 def discard(content: Store, ref: str) -> None:
@@ -146,8 +157,9 @@ def _open(sink: Sink, descriptor: Descriptor, stop: Stop) -> Writer | None:
                 raise
             discard(sink.content, ref_key(descriptor))
             waited += HELD_PAUSE
-        except Unavailable:
-            if waited >= HELD_SECONDS or stop.is_set():
+        except Unavailable as error:
+            # a daemon that has died is not waited for
+            if " locked" not in error.message or waited >= HELD_SECONDS or stop.is_set():
                 raise
             sink.reporter.blob("waiting", descriptor)
             sink.sleep(HELD_PAUSE)

@@ -10,8 +10,9 @@ from kontti.images.archive_export import export
 from kontti.images.platforms import Everything, Matcher, any_of, default, only_strict
 from kontti.namespaces import Scope
 from kontti.transfer.base import Selection, Stores
-from kontti.transfer.lease import leased
+from kontti.transfer.lease import keep, leased
 from kontti.transfer.progress import OnProgress, Reporter, silent
+from kontti.values import Resource
 
 Write = Callable[[bytes], object]
 
@@ -41,6 +42,8 @@ def export_images(
     with leased(stores, scope) as held:
         images = stores.images(held)
         targets = [(name, images.get(name).target) for name in names]
+        for _, target in targets:
+            keep(stores, held, Resource(target.digest, "content"))
         export(stores.content(held), targets, write, archive_options(chosen))
     reporter.tell("Completed export")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,7 +18,7 @@ from kontti.transfer.base import Unpacking
 from kontti.transfer.flights import Flights, IsStopped, Unpacks, never
 from kontti.transfer.labels import UNCOMPRESSED, add_labels
 from kontti.transfer.progress import Reporter
-from kontti.values import EMPTY, Descriptor, Digest, Mount
+from kontti.values import EMPTY, Descriptor, Digest, Mount, Resource
 
 ATTEMPTS = 3
 
@@ -62,6 +62,8 @@ class LayerUnpacker:
     reporter: Reporter
     flights: Flights
     namespace: str
+    keep: Callable[[Resource], None]
+    """Has the transfer's lease keep what is there already."""
     unpacks: Unpacks = field(default_factory=Unpacks)
 
     def flight(self, layer: Layer, is_stopped: IsStopped = never) -> AbstractContextManager[None]:
@@ -70,8 +72,11 @@ class LayerUnpacker:
         return self.flights.hold(key, is_stopped)
 
     def exists(self, layer: Layer) -> bool:
-        """Whether the layer's snapshot is there."""
+        """Whether the layer's snapshot is there; from then on the transfer's lease keeps it."""
         try:
+            self.snapshots.stat(layer.chain_id)
+            self.keep(Resource(layer.chain_id, f"snapshots/{self.options.snapshotter}"))
+            # a collection may have had it in between
             self.snapshots.stat(layer.chain_id)
         except NotFound:
             return False

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from kontti.errors import NotFound
 from kontti.namespaces import Scope
 from kontti.transfer.base import DAY, Stores
+from kontti.values import Resource
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 
@@ -32,6 +33,15 @@ def leased(stores: Stores, scope: Scope, seconds: int = DAY) -> Iterator[Scope]:
     finally:
         with contextlib.suppress(NotFound):
             leases.delete(id_)
+
+
+def keep(stores: Stores, scope: Scope, resource: Resource) -> None:
+    """Have the scope's lease, if it has one, keep what is there already.
+
+    A collection may have taken it just before: who needs it looks for it after this.
+    """
+    if scope.lease:
+        stores.leases(scope).add_resource(scope.lease, resource)
 
 
 def _expiry(seconds: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from kontti.content.base import Store
 from kontti.diff.base import Applier
@@ -14,7 +15,7 @@ from kontti.namespaces import Scope
 from kontti.registry.parallel import Slots
 from kontti.transfer.base import Selection, Stores, Unpacked, Unpacking
 from kontti.transfer.flights import Flights, Unpacks
-from kontti.transfer.lease import leased
+from kontti.transfer.lease import keep, leased
 from kontti.transfer.progress import OnProgress, Reporter, silent
 from kontti.transfer.selection import limit_of, matcher_of
 from kontti.transfer.unpack import Ready, Unpacker, is_unpackable, layers_of, ready
@@ -50,6 +51,7 @@ class Parts:
             reporter,
             self.flights,
             scope.namespace,
+            partial(keep, self.stores, scope),
             self.unpacks,
         )
         return ManifestUnpacker(content, unpacker)

@@ -17,6 +17,8 @@ from kontti.transfer.together import Together, can_go_ahead
 from kontti.values import Descriptor
 
 __all__ = ["Layer", "Ready", "Unpacker", "is_unpackable", "layers_of", "ready"]
+MAX_LAYERS = 500
+"""More the kernel does not stack (OVL_MAX_STACK)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Unpacker(LayerUnpacker):
 def layers_of(manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
     """The layers to apply, lowest first; raises InvalidArgument where the config differs."""
     diff_ids = config.diff_ids
+    if len(manifest.layers) > MAX_LAYERS:
+        raise InvalidArgument(f"image has {len(manifest.layers)} layers, more than {MAX_LAYERS}")
     if len(manifest.layers) != len(diff_ids):
         raise InvalidArgument(
             f"number of layers and diffIDs don't match: {len(manifest.layers)} != {len(diff_ids)}"
