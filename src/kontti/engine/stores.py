@@ -167,6 +167,14 @@ class Stores:
     def _snapshotter_root(self, name: str) -> str:
         return os.path.join(self.settings.root, SNAPSHOTTER_DIR + name)
 
+    def capabilities(self) -> dict[str, tuple[str, ...]]:
+        """What snapshotters can do on this host, where that is not the same everywhere."""
+        return {
+            name: (*snapshotter.remapping(), *snapshotter.capabilities)
+            for name, snapshotter in self.snapshotters.items()
+            if isinstance(snapshotter, OverlaySnapshotter)
+        }
+
     def applier(self, scope: Scope) -> Applier:
         """Applies layers of the scope's content."""
         # what moves layers is loaded when the first is moved: most commands move none

@@ -179,16 +179,16 @@ class Directories:
         for number in sorted(self.records.ids(Kind.ACTIVE, Kind.VIEW)):
             if os.path.isdir(self.tree(number)):
                 continue
-            kind, parents = self.records.numbered(number)
+            info, parents = self.records.numbered(number)
             log.warning("%s: directory of snapshot %d is lost; making it anew", self.root, number)
             try:
-                self.make(kind, number, parents)
+                self.make(info, number, parents)
             except OSError as error:
                 # the others are whole: one that cannot be had again must not keep them away
                 log.warning("%s: snapshot %d is lost: %s", self.root, number, error)
                 fs.remove_tree(self.draft(number))
 
-    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+    def make(self, info: Info, number: int, parents: list[int]) -> None:
         """Make a snapshot's directory, whole at once."""
         raise NotImplementedError
 

@@ -52,9 +52,9 @@ class NativeSnapshotter(Directories):
         if kind is Kind.ACTIVE and parent is not None:
             fs.copy_tree(self.path(parent), self.draft(number))
 
-    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+    def make(self, info: Info, number: int, parents: list[int]) -> None:
         """A copy of the parent, or nothing where that is shown itself."""
-        self._draft(kind, number, parents[0] if parents else None)
+        self._draft(info.kind, number, parents[0] if parents else None)
         self.publish(number, number)
 
     def commit(

@@ -233,13 +233,13 @@ class Records:
             rows = self._db.execute("SELECT id, kind FROM snapshots").fetchall()
         return {number for number, kind in rows if not kinds or kind in kinds}
 
-    def numbered(self, number: int) -> tuple[Kind, list[int]]:
-        """The kind of a snapshot, and its parents' numbers from the nearest to the first."""
+    def numbered(self, number: int) -> tuple[Info, list[int]]:
+        """A snapshot, and its parents' numbers from the nearest to the first."""
         with self.lock, _database_errors():
             query = "SELECT name FROM snapshots WHERE id = ?"
             (name,) = self._db.execute(query, (number,)).fetchone()
             record, parents = self.chain(name)
-        return record.info.kind, parents
+        return record.info, parents
 
     def removed(self) -> list[int]:
         """The numbers whose directories may still be there."""
