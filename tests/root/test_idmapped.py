@@ -17,7 +17,6 @@ from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.overlay import MAPPING_LABELS, OverlaySnapshotter
 from kontti.testing.snapshots import layer
 from kontti.values import Mount
-from tests.support import daemons
 from tests.support.filesystems import ext4, make_ext4, mount_points
 from tests.support.host import IMAGE, Host, host
 
@@ -227,14 +226,6 @@ def test_containers_of_different_users_share_layers(here: Host, runtime: tuple[s
     for uid in (100000, 300000):
         here.out("tasks", "rm", "-f", f"c{uid}")
         here.out("containers", "rm", f"c{uid}")
-    assert here.nothing() == {}
-
-
-def test_debians_client_asks_for_it(here: Host) -> None:
-    maps = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels")
-    words = ("run", "--rm", *maps, IMAGE, "debian", "stat", "-c", "%u:%g", "/", "/bin/busybox")
-    done = daemons.ctr("debian", here.address, "-n", here.namespace, *words, timeout=20)
-    assert (done.returncode, done.stdout) == (0, b"0:0\n0:0\n"), done
     assert here.nothing() == {}
 
 
