@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from kontti.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from kontti.errors import ResourceExhausted as Full
 from kontti.filters import field_adaptor, parse_all
+from kontti.linux import libc
 from kontti.snapshots.base import Info, Kind, Usage
 from kontti.sqlitefile import open_durable
 from kontti.values import merge_labels
@@ -57,7 +58,8 @@ class Records:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.lock = threading.RLock()
         with _database_errors():
-            self._db = open_durable(path)
+            btrfs = libc.statfs_type(os.path.dirname(path)) == libc.BTRFS_SUPER_MAGIC
+            self._db = open_durable(path, exclusive=btrfs)
             try:
                 self._db.executescript(_SCHEMA)
             except BaseException:
