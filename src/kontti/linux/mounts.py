@@ -200,8 +200,28 @@ def _mount_file(mount: MountLike, target: str) -> None:
     from kontti.linux import loop
 
     options = [option for option in mount.options if option != "loop"]
-    with loop.attach(mount.source, readonly="ro" in options) as device:
-        mount_one(_Plain(mount.type, device.path, mount.target, options), target)
+    readonly = "ro" in options
+    found = loop.attached(mount.source, writable=not readonly)
+    with found or loop.attach(mount.source, readonly=readonly) as device:
+        plain = _Plain(mount.type, device.path, mount.target, options)
+        try:
+            mount_one(plain, target)
+        except OSError as error:
+            if error.errno != _EBUSY or not (found and readonly):
+                raise
+            _mount_busy(plain, target)
+
+
+def _mount_busy(mount: MountLike, target: str) -> None:
+    """Mount read-only here what is mounted to be written elsewhere: it is one file system."""
+    options = [option for option in mount.options if option != "ro"]
+    mount_one(_Plain(mount.type, mount.source, mount.target, options), target)
+    try:
+        flags = libc.MS_BIND | libc.MS_REMOUNT | libc.MS_RDONLY | _kept(target)
+        libc.mount(None, target, None, flags, None)
+    except BaseException:
+        libc.umount2(target, libc.MNT_DETACH)
+        raise
 
 
 def _bind(source: str, target: str, flags: int) -> None:
