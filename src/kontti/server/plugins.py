@@ -57,6 +57,8 @@ _OVER_A_SERVICE = (
 BUILTINS: tuple[Plugin, ...] = (
     Plugin(CONTENT, "content"),
     Plugin(EVENT, "exchange"),
+    Plugin(SNAPSHOTTER, "blockfile", host=True),
+    Plugin(SNAPSHOTTER, "btrfs", host=True),
     Plugin(SNAPSHOTTER, "erofs", host=True, capabilities=("rebase",)),
     Plugin(SNAPSHOTTER, "native", host=True),
     Plugin(SNAPSHOTTER, "overlayfs", host=True, capabilities=("rebase",)),

@@ -67,6 +67,7 @@ def patience(config: Config, name: str) -> float:
 def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSettings:
     """Where and how things are kept."""
     overlay, erofs = config.plugin(sections.Overlayfs), config.plugin(sections.Erofs)
+    blockfile = config.plugin(sections.Blockfile)
     prefix = f"{SNAPSHOTTER}."
     return StoreSettings(
         root=config.root,
@@ -81,6 +82,14 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
             "mount_options": overlay.mount_options,
         },
         native_root=config.plugin(sections.Native).root_path,
+        btrfs_root=config.plugin(sections.Btrfs).root_path,
+        blockfile_root=blockfile.root_path,
+        blockfile_options={
+            "scratch_file": blockfile.scratch_file,
+            "fs_type": blockfile.fs_type,
+            "mount_options": blockfile.mount_options,
+            "recreate_scratch": blockfile.recreate_scratch,
+        },
         erofs_root=erofs.root_path,
         erofs_mount_options=erofs.ovl_mount_options,
         erofs_refused=tuple(name for name in EROFS_REFUSED if getattr(erofs, name)),
