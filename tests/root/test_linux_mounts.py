@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kontti.errors import InvalidArgument
-from kontti.linux import mounts
+from kontti.linux import overlays
 from kontti.linux.mounts import mount_all, mounted, unmount_all
 from kontti.values import Mount
 from tests.support.filesystems import mount_points, no_mounts_left, tmpfs
@@ -53,9 +53,9 @@ def overlay(disk: Path, count: int, name: str = "layer") -> Mount:
 def test_an_overlay_of_more_layers_than_fit_a_page(
     disk: Path, kernel: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounts, "kernel_version", lambda: kernel)
+    monkeypatch.setattr(overlays, "kernel_version", lambda: kernel)
     mount = overlay(disk, 200)
-    assert len(",".join(mount.options)) > mounts.PAGE
+    assert len(",".join(mount.options)) > overlays.PAGE
     here = os.getcwd()
     with mounted([mount]) as path:
         assert len(os.listdir(path)) == 201
@@ -82,7 +82,7 @@ def test_a_long_overlay_takes_flags_and_options(disk: Path) -> None:
 def test_before_lowerdir_plus_there_is_an_end_to_layers(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounts, "kernel_version", lambda: (6, 7))
+    monkeypatch.setattr(overlays, "kernel_version", lambda: (6, 7))
     mount = overlay(disk, 200, "a-name-that-is-long-also-when-it-is-relative")
     here = os.getcwd()
     with pytest.raises(InvalidArgument, match="200 layers"), mounted([mount]):

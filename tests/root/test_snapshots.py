@@ -11,35 +11,45 @@ from pathlib import Path
 
 import pytest
 
-from kontti.errors import Error, NotFound, ResourceExhausted
+from kontti.errors import Error, InvalidArgument, NotFound, ResourceExhausted, Unimplemented
+from kontti.snapshots.base import MAX_SIZE_LABEL
+from kontti.snapshots.btrfs import BtrfsSnapshotter
+from kontti.snapshots.copying import CopyingSnapshotter
 from kontti.snapshots.directories import Directories
 from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.native import NativeSnapshotter
 from kontti.snapshots.overlay import OverlaySnapshotter
 from kontti.testing.snapshots import CHECKS, Check, layer, read, seen, write
-from tests.support.filesystems import ext4, make_ext4, mount_points
+from tests.support.filesystems import blockfile, btrfs, ext4, make_btrfs, make_ext4, mount_points
 
 pytestmark = pytest.mark.root
-Make = Callable[[str], OverlaySnapshotter | NativeSnapshotter]
+Make = Callable[[str], OverlaySnapshotter | CopyingSnapshotter]
 KINDS: dict[str, Make] = {
     "overlayfs": OverlaySnapshotter,
     "native": NativeSnapshotter,
     "erofs": ErofsSnapshotter,
+    "blockfile": blockfile,
+    "btrfs": BtrfsSnapshotter,
 }
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system that overlayfs can be on, and images be mounted from."""
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """File systems that overlayfs can be on, and images be mounted from; and one for btrfs."""
     folder = tmp_path_factory.mktemp("disk")
     make_ext4(folder / "image", 512 << 20)
-    with ext4(folder / "image", folder / "disk") as path:
-        yield path
+    make_btrfs(folder / "subvolumes", 512 << 20)
+    with (
+        ext4(folder / "image", folder / "disk") as plain,
+        btrfs(folder / "subvolumes", folder / "btrfs") as subvolumes,
+    ):
+        yield {"btrfs": subvolumes, "": plain}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def kept(request: pytest.FixtureRequest, disk: Path) -> Iterator[Directories]:
+def kept(request: pytest.FixtureRequest, disks: dict[str, Path]) -> Iterator[Directories]:
     """One for all checks: they must not get into each other's way."""
+    disk = disks.get(request.param, disks[""])
     store = KINDS[request.param](str(disk / f"kept-{request.param}"))
     yield store
     store.close()
@@ -47,13 +57,19 @@ def kept(request: pytest.FixtureRequest, disk: Path) -> Iterator[Directories]:
 
 
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest) -> Make:
-    return KINDS[request.param]
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def root(disk: Path, tmp_path: Path) -> str:
-    return str(disk / tmp_path.name)
+def make(kind: str) -> Make:
+    return KINDS[kind]
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, disks: dict[str, Path], tmp_path: Path) -> str:
+    named = "kind" in request.fixturenames and request.getfixturevalue("kind")
+    return str(disks.get(named or "", disks[""]) / tmp_path.name)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
@@ -118,6 +134,18 @@ def test_a_directory_that_a_power_loss_took_is_made_anew(make: Make, root: str) 
     store.close()
 
 
+def test_a_limit_that_nothing_keeps_is_refused(make: Make, root: str) -> None:
+    store = make(root)
+    with pytest.raises(Unimplemented, match="max-size"):
+        store.prepare("key", labels={MAX_SIZE_LABEL: "1000000"})
+    for text in ("", "1k", "-1", "9" * 19, "²"):
+        with pytest.raises(InvalidArgument, match="no number of bytes"):
+            store.prepare("key", labels={MAX_SIZE_LABEL: text})
+    assert (list(store.walk()), trees(store)) == ([], [])
+    store.view("view", labels={MAX_SIZE_LABEL: "1000000"})
+    store.close()
+
+
 def test_removed_trees_are_freed(make: Make, root: str) -> None:
     store = make(root)
     write(store.prepare("gone"), {"a/b/c": "1"})
@@ -136,9 +164,13 @@ def test_sync_remove_frees_at_once(root: str) -> None:
     store.close()
 
 
-def test_a_full_disk_leaves_no_directory(make: Make, tmp_path: Path) -> None:
-    make_ext4(tmp_path / "image", 24 << 20)
-    with ext4(tmp_path / "image", tmp_path / "disk") as small:
+def test_a_full_disk_leaves_no_directory(make: Make, kind: str, tmp_path: Path) -> None:
+    # the least that btrfs can be made in
+    filesystem, format, size = (
+        (btrfs, make_btrfs, 128) if kind == "btrfs" else (ext4, make_ext4, 24)
+    )
+    format(tmp_path / "image", size << 20)
+    with filesystem(tmp_path / "image", tmp_path / "disk") as small:
         store = make(str(small / "s"))
         layer(store, "base", "", {"a": "x" * (4 << 20)})
         known = trees(store)
@@ -157,7 +189,7 @@ def test_a_full_disk_leaves_no_directory(make: Make, tmp_path: Path) -> None:
         store.close()
 
 
-def fill(store: OverlaySnapshotter | NativeSnapshotter) -> None:
+def fill(store: OverlaySnapshotter | CopyingSnapshotter) -> None:
     for number in range(10_000):
         store.prepare(f"full-{number}", "base")
 

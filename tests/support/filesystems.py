@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kontti.linux import libc
+from kontti.snapshots.blockfile import BlockfileSnapshotter, make_file_system
 
 
 def mount_points() -> list[str]:
@@ -52,3 +53,23 @@ def make_ext4(image: Path, size: int = 64 << 20) -> None:
     image.touch()
     os.truncate(image, size)
     subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+
+
+def btrfs(image: Path, path: Path) -> contextlib.AbstractContextManager[Path]:
+    """The btrfs in the file ``image``, mounted at ``path``."""
+    return mounted_at(path, "-t", "btrfs", "-o", "loop", str(image))
+
+
+def make_btrfs(image: Path, size: int = 256 << 20) -> None:
+    """An empty btrfs in a file."""
+    image.touch()
+    os.truncate(image, size)
+    subprocess.run(["mkfs.btrfs", "-q", "-f", image], check=True)
+
+
+def blockfile(root: str) -> BlockfileSnapshotter:
+    """A blockfile snapshotter with a small scratch file."""
+    scratch = f"{root}-scratch"
+    if not os.path.exists(scratch):
+        make_file_system(scratch, "ext4", 16 << 20)
+    return BlockfileSnapshotter(root, scratch_file=scratch)

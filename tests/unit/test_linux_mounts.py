@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kontti.errors import InvalidArgument
-from kontti.linux import libc, mounts
+from kontti.linux import libc, mounts, overlays
 from kontti.values import Mount
 
 WORDS = sorted([*mounts.FLAGS, *mounts.PROPAGATION])
@@ -65,4 +65,4 @@ def test_kernel_version(
 ) -> None:
     named = os.uname_result(("Linux", "host", release, "#1", "x86_64"))
     monkeypatch.setattr(os, "uname", lambda: named)
-    assert mounts.kernel_version() == version
+    assert overlays.kernel_version() == version

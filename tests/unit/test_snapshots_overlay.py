@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kontti.config.load import load
 from kontti.errors import InvalidArgument, Unimplemented
+from kontti.linux import idmap
 from kontti.server.settings import settings_of
 from kontti.snapshots import overlay
 from kontti.snapshots.base import Info, Kind
@@ -87,8 +88,10 @@ def test_configured_options_come_before_defaults_and_instead_of_them(
 
 
 def test_mapped_snapshots_are_refused_unless_the_client_may_chown(
-    store: OverlaySnapshotter,
+    store: OverlaySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(store.__dict__, "remaps", False)
+    assert store.remapping() == ("only-remap-ids",)
     for make in (store.prepare, store.view):
         with pytest.raises(Unimplemented, match="slow_chown"):
             make("key", labels=mapping("0:1000:10"))
@@ -125,10 +128,10 @@ def test_mappings_that_mean_nothing_are_refused(tmp_path: Path, text: str) -> No
     store.close()
 
 
-@given(st.integers(0, overlay.MAX_ID), st.integers(1, 1 << 16), st.booleans())
+@given(st.integers(0, idmap.MAX_ID), st.integers(1, 1 << 16), st.booleans())
 def test_root_is_who_0_is_mapped_to(host: int, length: int, late: bool) -> None:
     text = f"5:7:1,0:{host}:{length}" if late else f"0:{host}:{length}"
-    if host + length - 1 > overlay.MAX_ID:
+    if host + length - 1 > idmap.MAX_ID:
         with pytest.raises(InvalidArgument):
             overlay.mapped_root(mapping(text))
     else:

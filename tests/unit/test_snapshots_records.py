@@ -43,7 +43,8 @@ def test_a_chain_is_from_the_nearest_parent_to_the_first(records: Records) -> No
     record, parents = records.chain("199")
     assert (record.info.parent, record.id) == ("198", numbers[-1])
     assert parents == numbers[-2::-1]
-    assert records.numbered(numbers[2]) == (Kind.COMMITTED, [numbers[1], numbers[0]])
+    info, above = records.numbered(numbers[2])
+    assert (info.name, info.kind, above) == ("2", Kind.COMMITTED, [numbers[1], numbers[0]])
 
 
 def test_a_directory_that_cannot_be_made_leaves_no_record(records: Records) -> None:

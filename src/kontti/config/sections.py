@@ -281,6 +281,26 @@ class Native:
 
 
 @dataclass(frozen=True, slots=True)
+class Btrfs:
+    """The btrfs snapshotter; no path stands for its directory below the root."""
+
+    URI: ClassVar[str] = "io.containerd.snapshotter.v1.btrfs"
+    root_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Blockfile:
+    """The blockfile snapshotter, there where it has a scratch file; no path as elsewhere."""
+
+    URI: ClassVar[str] = "io.containerd.snapshotter.v1.blockfile"
+    root_path: str = ""
+    scratch_file: str = ""
+    fs_type: str = ""
+    mount_options: tuple[str, ...] = ()
+    recreate_scratch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Debug:
     """``[debug]``: what is logged, and how."""
 
@@ -319,7 +339,7 @@ class StreamProcessor:
 
 
 PLUGINS: tuple[type[Section], ...] = (
-    Bolt, CgroupMonitor, DebugServer, DiffService, Erofs, GcScheduler, Grpc, GrpcPrometheus,
-    GrpcTcp, ImageVerifier, LogDriver, MetricsServer, Native, Opt, Overlayfs, Restart, RuntimeTask,
-    ShimManager, TransferLocal, Ttrpc, WalkingDiffer,
+    Blockfile, Bolt, Btrfs, CgroupMonitor, DebugServer, DiffService, Erofs, GcScheduler, Grpc,
+    GrpcPrometheus, GrpcTcp, ImageVerifier, LogDriver, MetricsServer, Native, Opt, Overlayfs,
+    Restart, RuntimeTask, ShimManager, TransferLocal, Ttrpc, WalkingDiffer,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from kontti.values import Mount
 
 def plan_tree(mounts: Sequence[Mount]) -> TreeJob:
     """The quickest way to write to what ``mounts`` show."""
-    if len(mounts) == 1 and not mounts[0].target:
+    if len(mounts) == 1 and not mounts[0].target and not _is_mapped(mounts[0]):
         mount = mounts[0]
         if mount.type == "overlay" and _option(mount, "upperdir") and "ro" not in mount.options:
             return _upper(mount)
@@ -31,8 +31,9 @@ def plan_ahead(mounts: Sequence[Mount]) -> TreeJob | None:
 
 def plan_reading(mounts: Sequence[Mount]) -> TreeJob:
     """The quickest way to read what ``mounts`` show."""
-    if len(mounts) == 1 and not mounts[0].target and _is_bind(mounts[0]):
-        return tree("plain", mounts[0].source)
+    mount = mounts[0] if len(mounts) == 1 else None
+    if mount and not mount.target and _is_bind(mount) and not _is_mapped(mount):
+        return tree("plain", mount.source)
     return plan_mounted(mounts)
 
 
@@ -70,7 +71,7 @@ def stack(mounts: Sequence[Mount]) -> tuple[str, ...]:
 
     A bind of one directory is an overlay of one: so snapshotters mount a first layer.
     """
-    if len(mounts) != 1 or mounts[0].target:
+    if len(mounts) != 1 or mounts[0].target or _is_mapped(mounts[0]):
         return ()
     mount = mounts[0]
     if mount.type == "overlay":
@@ -97,6 +98,11 @@ def _upper(mount: Mount) -> TreeJob:
 
 def _is_bind(mount: Mount) -> bool:
     return mount.type == "bind" or bool({"bind", "rbind"}.intersection(mount.options))
+
+
+def _is_mapped(mount: Mount) -> bool:
+    """Whether it shows other owners than the directories that it is of."""
+    return bool(_option(mount, "uidmap"))
 
 
 def _option(mount: Mount, name: str) -> str:

@@ -7,7 +7,7 @@ import os
 from kontti.content.local import LocalStore
 from kontti.engine.stores import Stores
 from kontti.errors import FailedPrecondition
-from kontti.linux.mounts import overlay_uppers
+from kontti.linux.overlays import overlay_uppers
 from kontti.migrate.adopt import Migration, Outcome, Tell
 from kontti.migrate.source import read
 

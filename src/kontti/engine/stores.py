@@ -23,8 +23,10 @@ from kontti.metadata.rebuild import is_lost, rebuild
 from kontti.metadata.scheduler import Policy, Scheduler
 from kontti.metadata.store import MetadataStore
 from kontti.namespaces import Scope
-from kontti.snapshots import erofs, overlay
+from kontti.snapshots import btrfs, erofs, overlay
 from kontti.snapshots.base import Snapshotter
+from kontti.snapshots.blockfile import BlockfileSnapshotter
+from kontti.snapshots.btrfs import BtrfsSnapshotter
 from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.native import NativeSnapshotter
 from kontti.snapshots.overlay import OverlaySnapshotter
@@ -59,6 +61,9 @@ class StoreSettings:
     overlay_root: str = ""
     overlay_options: Mapping[str, object] = field(default_factory=dict)
     native_root: str = ""
+    btrfs_root: str = ""
+    blockfile_root: str = ""
+    blockfile_options: Mapping[str, object] = field(default_factory=dict)
     erofs_root: str = ""
     erofs_mount_options: tuple[str, ...] = ()
     erofs_refused: tuple[str, ...] = ()
@@ -136,6 +141,8 @@ class Stores:
             "overlayfs": self._open_overlay,
             "erofs": self._open_erofs,
             "native": self._open_native,
+            "btrfs": self._open_btrfs,
+            "blockfile": self._open_blockfile,
         }
         opened = dict(self.settings.snapshotter_proxies)
         for name, make in makers.items():
@@ -143,6 +150,9 @@ class Stores:
                 continue
             try:
                 opened[name] = make()
+            except Unimplemented as error:
+                self.failures[name] = error.message
+                log.info("snapshotter %s is not there: %s", name, error)
             except (Error, OSError) as error:
                 self.failures[name] = str(error)
                 log.warning("snapshotter %s is not there: %s", name, error)
@@ -164,8 +174,25 @@ class Stores:
     def _open_native(self) -> Snapshotter:
         return NativeSnapshotter(self.settings.native_root or self._snapshotter_root("native"))
 
+    def _open_btrfs(self) -> Snapshotter:
+        root = self.settings.btrfs_root or self._snapshotter_root("btrfs")
+        btrfs.supported(root)
+        return BtrfsSnapshotter(root)
+
+    def _open_blockfile(self) -> Snapshotter:
+        root = self.settings.blockfile_root or self._snapshotter_root("blockfile")
+        return BlockfileSnapshotter(root, **self.settings.blockfile_options)  # type: ignore[arg-type]
+
     def _snapshotter_root(self, name: str) -> str:
         return os.path.join(self.settings.root, SNAPSHOTTER_DIR + name)
+
+    def capabilities(self) -> dict[str, tuple[str, ...]]:
+        """What snapshotters can do on this host, where that is not the same everywhere."""
+        return {
+            name: (*snapshotter.remapping(), *snapshotter.capabilities)
+            for name, snapshotter in self.snapshotters.items()
+            if isinstance(snapshotter, OverlaySnapshotter)
+        }
 
     def applier(self, scope: Scope) -> Applier:
         """Applies layers of the scope's content."""

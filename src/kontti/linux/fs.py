@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -10,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FICLONE = 0x40049409
+_COMPARED = ("st_mode", "st_uid", "st_gid", "st_rdev", "st_size", "st_mtime_ns")
 # PATH_MAX is 4096, a name 255
 _REACH = 3072
 
@@ -117,6 +120,45 @@ def usage(root: str) -> tuple[int, int]:
     return size, len(seen)
 
 
+def usage_over(root: str, below: str) -> tuple[int, int]:
+    """``usage`` of what a copy ``root`` of the tree ``below`` has in addition, or changed."""
+    seen: set[int] = set()
+    size = 0
+    stack = [""]
+    while stack:
+        inside = stack.pop()
+        for name in ("", *_names(os.path.join(root, inside))):
+            path = os.path.join(inside, name) if name else inside
+            found = _lstat(os.path.join(root, path))
+            if found is None:
+                continue
+            if name and stat.S_ISDIR(found.st_mode):
+                stack.append(path)
+                continue
+            if found.st_ino not in seen and _differs(found, _lstat(os.path.join(below, path))):
+                seen.add(found.st_ino)
+                size += found.st_blocks * 512
+    return size, len(seen)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _lstat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _differs(one: os.stat_result, other: os.stat_result | None) -> bool:
+    return other is None or any(getattr(one, name) != getattr(other, name) for name in _COMPARED)
+
+
 def _walk(root: str) -> Iterator[os.stat_result]:
     try:
         yield os.lstat(root)
@@ -201,6 +243,38 @@ def copy_data(read: int, write: int) -> int:
             break
         left -= done
     return size - left
+
+
+def copy_image(read: int, write: int) -> None:
+    """Copy a whole file to an empty one: its blocks are shared where that can be, holes stay."""
+    try:
+        fcntl.ioctl(write, FICLONE, read)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
+            raise
+    else:
+        return
+    size, end = os.fstat(read).st_size, 0
+    os.ftruncate(write, size)
+    while end < size:
+        try:
+            start = os.lseek(read, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole up to the end
+        end = os.lseek(read, start, os.SEEK_HOLE)
+        _copy_extent(read, write, start, end)
+
+
+def _copy_extent(read: int, write: int, start: int, end: int) -> None:
+    os.lseek(read, start, os.SEEK_SET)
+    os.lseek(write, start, os.SEEK_SET)
+    while start < end:
+        done = _copy_range(read, write, end - start)
+        if not done:
+            return
+        start += done
 
 
 def _copy_range(read: int, write: int, count: int) -> int:

@@ -23,11 +23,12 @@ MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 <<
 MS_RELATIME, MS_I_VERSION, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 23, 1 << 24, 1 << 25
 MNT_FORCE, MNT_DETACH, MNT_EXPIRE, UMOUNT_NOFOLLOW = 1, 2, 4, 8
 FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, OPEN_TREE_CLONE = 1, 1, 1
-FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_SET_FD, FSCONFIG_CMD_CREATE = 0, 1, 5, 6
 MOVE_MOUNT_F_EMPTY_PATH = 4
-AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 16, 128, 1 << 21
+MOUNT_ATTR_IDMAP = 1 << 20
 # sched.h
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP = 0x80, 0x20000, 0x2000000
 CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x4000000, 0x8000000, 0x10000000
@@ -44,7 +45,7 @@ IN_MODIFY, IN_CREATE, IN_DELETE = 2, 0x100, 0x200
 IN_NONBLOCK, IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 # magic numbers of statfs(2)
 TMPFS_MAGIC, CGROUP2_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC = 0x01021994, 0x63677270, 0x794C7630
-EROFS_SUPER_MAGIC = 0xE0F5E1E2
+EROFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC = 0xE0F5E1E2, 0x9123683E
 
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 # these have one number on every architecture
@@ -184,13 +185,18 @@ def fsconfig_set_flag(fd: int, key: str) -> None:
     _fsconfig(fd, FSCONFIG_SET_FLAG, key, None)
 
 
+def fsconfig_set_fd(fd: int, key: str, value: int) -> None:
+    """fsconfig(2) with FSCONFIG_SET_FD."""
+    _fsconfig(fd, FSCONFIG_SET_FD, key, None, value)
+
+
 def fsconfig_create(fd: int) -> None:
     """fsconfig(2) with FSCONFIG_CMD_CREATE."""
     _fsconfig(fd, FSCONFIG_CMD_CREATE, None, None)
 
 
-def _fsconfig(fd: int, command: int, key: str | None, value: Path | None) -> None:
-    _syscall("fsconfig", _SYS_FSCONFIG, fd, command, _bytes(key), _bytes(value), 0)
+def _fsconfig(fd: int, command: int, key: str | None, value: Path | None, aux: int = 0) -> None:
+    _syscall("fsconfig", _SYS_FSCONFIG, fd, command, _bytes(key), _bytes(value), aux)
 
 
 def fsmount(fd: int, attributes: int) -> int:

@@ -11,6 +11,7 @@ import time
 from kontti.errors import Unavailable
 
 CONTROL = "/dev/loop-control"
+BLOCK = "/sys/block"
 LOOP_CTL_GET_FREE, LOOP_CONFIGURE = 0x4C82, 0x4C0A
 LOOP_SET_STATUS64, LOOP_GET_STATUS64 = 0x4C04, 0x4C05
 LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
@@ -31,6 +32,11 @@ class Loop:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
+
+    def info(self) -> list[int]:
+        """The numbers of its loop_info64. Raises OSError."""
+        raw = fcntl.ioctl(self._fd, LOOP_GET_STATUS64, bytes(_INFO.size))
+        return [value for value in _INFO.unpack(raw) if isinstance(value, int)]
 
     def keep(self, kept: bool) -> None:
         """Have it stay without a user, or not any more. Raises OSError."""
@@ -72,6 +78,49 @@ def attach(file: str, *, readonly: bool) -> Loop:
 def device(path: str) -> Loop:
     """A device that is there; raises OSError."""
     return Loop(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def attached(file: str, *, writable: bool) -> Loop | None:
+    """The device that ``file`` has already: two would not see each other's writes.
+
+    None where it has none, or only one that is not ``writable``. Raises OSError.
+    """
+    wanted = os.stat(file)
+    for name in os.listdir(BLOCK):
+        if not name.startswith("loop") or not _may_back(name, file):
+            continue
+        try:
+            found = device(f"/dev/{name}")
+        except OSError:
+            continue  # gone meanwhile
+        if _backs(found, wanted, writable):
+            return found
+        found.close()
+    return None
+
+
+def _may_back(name: str, file: str) -> bool:
+    try:
+        with open(f"{BLOCK}/{name}/loop/backing_file") as backing:
+            return os.path.basename(backing.read().rstrip("\n")) == os.path.basename(file)
+    except OSError:
+        return False
+
+
+def _backs(found: Loop, wanted: os.stat_result, writable: bool) -> bool:
+    try:
+        info = found.info()
+    except OSError:
+        return False
+    device, inode, flags = info[0], info[1], info[_FLAGS]
+    same = (device, inode) == (_encoded(wanted.st_dev), wanted.st_ino)
+    return same and not (writable and flags & LO_FLAGS_READ_ONLY)
+
+
+def _encoded(device: int) -> int:
+    """As the kernel tells of devices there (huge_encode_dev)."""
+    major, minor = os.major(device), os.minor(device)
+    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
 
 
 def _free() -> int:

@@ -1,7 +1,8 @@
 """Making and undoing lists of mounts, as snapshotters describe them.
 
-Option words are mount(8)'s. An overlay with more lower directories than a page of options holds is
-made by fsconfig(2) with ``lowerdir+`` (kernel 6.8), or with short relative paths before that.
+Option words are mount(8)'s.
+``uidmap=`` and ``gidmap=`` map the owners of what is mounted; of an overlay, its lower directories:
+what its upper one holds has the owners that the mount shows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 
 from kontti.errors import InvalidArgument
-from kontti.linux import libc
+from kontti.linux import idmap, libc, overlays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,18 +71,8 @@ PROPAGATION = {
     "unbindable": libc.MS_UNBINDABLE,
     "runbindable": libc.MS_UNBINDABLE | libc.MS_REC,
 }
-_ATTRIBUTES = {
-    libc.MS_RDONLY: libc.MOUNT_ATTR_RDONLY,
-    libc.MS_NOSUID: libc.MOUNT_ATTR_NOSUID,
-    libc.MS_NODEV: libc.MOUNT_ATTR_NODEV,
-    libc.MS_NOEXEC: libc.MOUNT_ATTR_NOEXEC,
-    libc.MS_NOATIME: libc.MOUNT_ATTR_NOATIME,
-    libc.MS_NODIRATIME: libc.MOUNT_ATTR_NODIRATIME,
-    libc.MS_NOSYMFOLLOW: libc.MOUNT_ATTR_NOSYMFOLLOW,
-}
 # a bind's own flags are set by a second call: the first takes none but MS_REC
 _BIND_IGNORES = libc.MS_BIND | libc.MS_REC | libc.MS_REMOUNT
-PAGE = 4096
 
 
 def parse_options(options: Sequence[str]) -> tuple[int, int, list[str]]:
@@ -162,16 +153,46 @@ def mount_one(mount: MountLike, target: str) -> None:
     if "loop" in mount.options:
         _mount_file(mount, target)
         return
-    if flags & libc.MS_BIND:
-        _bind(mount.source, target, flags)
-    elif mount.type == "overlay" and len(",".join(data)) >= PAGE - 1:
-        _overlay(target, flags, data)
+    data, uidmap, gidmap = idmap.take(data)
+    if uidmap:
+        with idmap.user_namespace(uidmap, gidmap) as namespace:
+            _mount_mapped(mount, target, namespace)
     else:
-        if len(",".join(data)) >= PAGE:
-            raise InvalidArgument("mount options are longer than a page")  # the kernel cuts them
-        libc.mount(mount.source, target, mount.type, flags, ",".join(data))
+        _mount_plain(mount, target, flags, data)
     if propagation:
         libc.mount(None, target, None, propagation, None)
+
+
+def _mount_plain(mount: MountLike, target: str, flags: int, data: list[str]) -> None:
+    if flags & libc.MS_BIND:
+        _bind(mount.source, target, flags)
+    elif mount.type == "overlay":
+        overlays.make(mount.source, target, flags, data)
+    else:
+        if len(",".join(data)) >= overlays.PAGE:
+            raise InvalidArgument("mount options are longer than a page")  # the kernel cuts them
+        libc.mount(mount.source, target, mount.type, flags, ",".join(data))
+
+
+def _mount_mapped(mount: MountLike, target: str, namespace: int) -> None:
+    flags, _, data = parse_options(mount.options)
+    data, _, _ = idmap.take(data)
+    if mount.type == "overlay":
+        overlays.make_mapped(target, flags, data, namespace)
+    elif flags & libc.MS_BIND:
+        recursive = bool(flags & libc.MS_REC)
+        attributes = overlays.attributes(flags)
+        tree = idmap.mapped_tree(
+            mount.source, namespace, recursive=recursive, attributes=attributes
+        )
+        overlays.move(tree, target)
+    else:
+        _mount_plain(mount, target, flags, data)
+        try:
+            tree = idmap.mapped_tree(target, namespace)
+        finally:
+            libc.umount2(target, libc.MNT_DETACH)
+        overlays.move(tree, target)
 
 
 def _mount_file(mount: MountLike, target: str) -> None:
@@ -179,8 +200,28 @@ def _mount_file(mount: MountLike, target: str) -> None:
     from kontti.linux import loop
 
     options = [option for option in mount.options if option != "loop"]
-    with loop.attach(mount.source, readonly="ro" in options) as device:
-        mount_one(_Plain(mount.type, device.path, mount.target, options), target)
+    readonly = "ro" in options
+    found = loop.attached(mount.source, writable=not readonly)
+    with found or loop.attach(mount.source, readonly=readonly) as device:
+        plain = _Plain(mount.type, device.path, mount.target, options)
+        try:
+            mount_one(plain, target)
+        except OSError as error:
+            if error.errno != _EBUSY or not (found and readonly):
+                raise
+            _mount_busy(plain, target)
+
+
+def _mount_busy(mount: MountLike, target: str) -> None:
+    """Mount read-only here what is mounted to be written elsewhere: it is one file system."""
+    options = [option for option in mount.options if option != "ro"]
+    mount_one(_Plain(mount.type, mount.source, mount.target, options), target)
+    try:
+        flags = libc.MS_BIND | libc.MS_REMOUNT | libc.MS_RDONLY | _kept(target)
+        libc.mount(None, target, None, flags, None)
+    except BaseException:
+        libc.umount2(target, libc.MNT_DETACH)
+        raise
 
 
 def _bind(source: str, target: str, flags: int) -> None:
@@ -198,80 +239,6 @@ def _kept(target: str) -> int:
     """Flags of the source's own mount: a bind takes none away, a user namespace may not."""
     known = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
     return os.statvfs(target).f_flag & known
-
-
-def _overlay(target: str, flags: int, data: list[str]) -> None:
-    options = [option.partition("=") for option in data]
-    lowers = next((v.split(":") for k, _, v in options if k == "lowerdir"), [])
-    others = [(k, v) for k, _, v in options if k != "lowerdir"]
-    if kernel_version() >= (6, 8):
-        _overlay_fsconfig(target, flags, lowers, others)
-    else:
-        _overlay_relative(target, flags, lowers, others)
-
-
-def _overlay_fsconfig(
-    target: str, flags: int, lowers: list[str], others: list[tuple[str, str]]
-) -> None:
-    fd = libc.fsopen("overlay")
-    try:
-        for lower in lowers:
-            libc.fsconfig_set_string(fd, "lowerdir+", lower)
-        for key, value in others:
-            if value:
-                libc.fsconfig_set_string(fd, key, value)
-            else:
-                libc.fsconfig_set_flag(fd, key)
-        if flags & libc.MS_RDONLY:
-            libc.fsconfig_set_flag(fd, "ro")
-        libc.fsconfig_create(fd)
-        mounted = libc.fsmount(fd, sum(a for f, a in _ATTRIBUTES.items() if flags & f))
-    finally:
-        os.close(fd)
-    try:
-        libc.move_mount(mounted, target)
-    finally:
-        os.close(mounted)
-
-
-def _overlay_relative(
-    target: str, flags: int, lowers: list[str], others: list[tuple[str, str]]
-) -> None:
-    """Mount from a working directory that all lower directories share, so that names are short."""
-    common = os.path.commonpath(lowers)
-    short = ":".join(os.path.relpath(lower, common) for lower in lowers)
-    rest = [f"{key}={value}" if value else key for key, value in others]
-    data = ",".join([f"lowerdir={short}", *rest])
-    if len(data) >= PAGE:
-        raise InvalidArgument(f"overlay of {len(lowers)} layers does not fit a page of options")
-    absolute = os.path.abspath(target)
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.chdir(common)
-        libc.mount("overlay", absolute, "overlay", flags, data)
-    finally:
-        os.fchdir(before)
-        os.close(before)
-
-
-def overlay_uppers() -> frozenset[str]:
-    """The upper directories of the overlays that are mounted here (proc(5), mountinfo)."""
-    prefix = b"upperdir="
-    found: set[str] = set()
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            kind, _, options = line.rpartition(b" - ")[2].split(b" ", 2)
-            if kind == b"overlay":
-                uppers = (o for o in options.strip().split(b",") if o.startswith(prefix))
-                found.update(os.fsdecode(o.removeprefix(prefix)) for o in uppers)
-    return frozenset(found)
-
-
-def kernel_version() -> tuple[int, int]:
-    """``(6, 18)``."""
-    major, minor = os.uname().release.split(".")[:2]
-    digits = "".join(c if c.isdigit() else " " for c in minor).split()
-    return int(major), int(digits[0]) if digits else 0
 
 
 def unmount_all(root: str) -> None:
@@ -327,7 +294,9 @@ def _readonly(mounts: Sequence[MountLike]) -> Iterator[MountLike]:
     for mount in mounts:
         options = [o for o in mount.options if o not in ("rw", "ro")]
         uppers = [o.partition("=")[2] for o in options if o.startswith("upperdir=")]
-        if mount.type == "overlay" and uppers:
+        if mount.type == "overlay" and any(o.startswith("uidmap=") for o in options):
+            options.append("ro")  # the upper directory is not to be mapped, as lower ones are
+        elif mount.type == "overlay" and uppers:
             options = [o for o in options if not o.startswith(("upperdir=", "workdir="))]
             options = [
                 o.replace("lowerdir=", f"lowerdir={uppers[0]}:", 1)

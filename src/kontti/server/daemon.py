@@ -167,7 +167,8 @@ async def open_stores(settings: DaemonSettings, stack: contextlib.AsyncExitStack
     stack.push_async_callback(asyncio.to_thread, stores.close)
     # two daemons on one state directory would bury each other's tasks
     stack.enter_context(RootLock(settings.runtime.state, settings.stores.owner, "state"))
-    check_required(all_rows(settings, stores), settings.required_plugins)
+    if settings.required_plugins:
+        check_required(all_rows(settings, stores), settings.required_plugins)
     return stores
 
 
@@ -198,7 +199,8 @@ def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     """Every plugin, those that other processes are last."""
     # clients find the root, and what is in it, by what the content store tells
     exports = {f"{CONTENT}.content": {"root": os.path.join(settings.stores.root, CONTENT_DIR)}}
-    builtins = plugin_rows(stores.failures, settings.disabled_plugins, exports)
+    capable = stores.capabilities()
+    builtins = plugin_rows(stores.failures, settings.disabled_plugins, exports, capable)
     return [*builtins, *settings.proxies]
 
 

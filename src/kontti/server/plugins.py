@@ -28,6 +28,7 @@ MOUNT_HANDLER = "io.containerd.mount-handler.v1"
 STREAMING = "io.containerd.streaming.v1"
 GRPC = "io.containerd.grpc.v1"
 INTERNAL = "io.containerd.internal.v1"
+NO_CAPABILITIES: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
@@ -56,6 +57,8 @@ _OVER_A_SERVICE = (
 BUILTINS: tuple[Plugin, ...] = (
     Plugin(CONTENT, "content"),
     Plugin(EVENT, "exchange"),
+    Plugin(SNAPSHOTTER, "blockfile", host=True),
+    Plugin(SNAPSHOTTER, "btrfs", host=True),
     Plugin(SNAPSHOTTER, "erofs", host=True, capabilities=("rebase",)),
     Plugin(SNAPSHOTTER, "native", host=True),
     Plugin(SNAPSHOTTER, "overlayfs", host=True, capabilities=("rebase",)),
@@ -125,11 +128,12 @@ def plugin_rows(
     failures: Mapping[str, str],
     disabled: Collection[str],
     exports: Mapping[str, Mapping[str, str]] = NO_EXPORTS,
+    capabilities: Mapping[str, tuple[str, ...]] = NO_CAPABILITIES,
 ) -> list[Plugin]:
     """The builtins that are not disabled, as this host has them.
 
     ``failures`` says, by snapshotter or by URI, why one does not work; ``exports``, by URI, what
-    one tells of itself.
+    one tells of itself; ``capabilities``, by snapshotter, what it can do on this host.
     """
     host = default()
     return [
@@ -137,11 +141,17 @@ def plugin_rows(
             plugin,
             platforms=(host,) if plugin.host else (),
             exports=tuple(exports.get(plugin.uri, {}).items()),
+            capabilities=_capabilities(plugin, capabilities),
             init_error=_failure(plugin, failures),
         )
         for plugin in order(BUILTINS)
         if plugin.uri not in disabled
     ]
+
+
+def _capabilities(plugin: Plugin, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    by_name = found if plugin.type == SNAPSHOTTER else {}
+    return by_name.get(plugin.id, plugin.capabilities)
 
 
 def _failure(plugin: Plugin, failures: Mapping[str, str]) -> str:

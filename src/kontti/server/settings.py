@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 from kontti.config import sections
@@ -67,6 +68,7 @@ def patience(config: Config, name: str) -> float:
 def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSettings:
     """Where and how things are kept."""
     overlay, erofs = config.plugin(sections.Overlayfs), config.plugin(sections.Erofs)
+    blockfile = config.plugin(sections.Blockfile)
     prefix = f"{SNAPSHOTTER}."
     return StoreSettings(
         root=config.root,
@@ -74,13 +76,11 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
         gc=gc_policy(config.plugin(sections.GcScheduler)),
         sharing_policy=config.plugin(sections.Bolt).content_sharing_policy,
         overlay_root=overlay.root_path,
-        overlay_options={
-            "upperdir_label": overlay.upperdir_label,
-            "sync_remove": overlay.sync_remove,
-            "slow_chown": overlay.slow_chown,
-            "mount_options": overlay.mount_options,
-        },
+        overlay_options=options(overlay),
         native_root=config.plugin(sections.Native).root_path,
+        btrfs_root=config.plugin(sections.Btrfs).root_path,
+        blockfile_root=blockfile.root_path,
+        blockfile_options=options(blockfile),
         erofs_root=erofs.root_path,
         erofs_mount_options=erofs.ovl_mount_options,
         erofs_refused=tuple(name for name in EROFS_REFUSED if getattr(erofs, name)),
@@ -96,6 +96,12 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
             None if name == WALKING else partial(proxies.differ, name) for name in proxies.order
         ),
     )
+
+
+def options(section: sections.Overlayfs | sections.Blockfile) -> dict[str, object]:
+    """A snapshotter's settings but for where it is, by their names."""
+    names = (field.name for field in dataclasses.fields(section) if field.name != "root_path")
+    return {name: getattr(section, name) for name in names}
 
 
 def layer_limits(section: sections.WalkingDiffer) -> Limits:

@@ -11,11 +11,13 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc.status_pb2 import Status
 
 from kontti.api.services.introspection.v1 import introspection_pb2 as pb
-from kontti.errors import NotFound
+from kontti.errors import NotFound, Unimplemented
 from kontti.filters import parse_all
 from kontti.services import convert
 from kontti.services.rpc import Context
 from kontti.values import Platform
+
+_UNKNOWN, _UNIMPLEMENTED = 2, 12
 
 
 class PluginRow(Protocol):
@@ -92,5 +94,7 @@ def _to_proto(row: PluginRow) -> pb.Plugin:
         exports=dict(row.exports),
     )
     if row.init_error:
-        message.init_err.CopyFrom(Status(code=2, message=row.init_error))
+        # what this host has no means for is "skip" in `ctr plugins ls`, no error
+        code = _UNIMPLEMENTED if row.init_error.endswith(Unimplemented.wording) else _UNKNOWN
+        message.init_err.CopyFrom(Status(code=code, message=row.init_error))
     return message

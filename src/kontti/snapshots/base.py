@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kontti.errors import InvalidArgument
 from kontti.values import EMPTY, Mount
 
 INHERITED_PREFIX = "containerd.io/snapshot/"
 TARGET_LABEL = "containerd.io/snapshot.ref"
 REBASE = "rebase"
 """The capability of a snapshotter that can put a snapshot over its parent when it is committed."""
+MAX_SIZE_LABEL = "containerd.io/snapshot/max-size"
+"""The bytes that an active snapshot may take, in decimal."""
 
 
 class Kind(enum.IntEnum):
@@ -48,6 +51,14 @@ class Usage:
 
     size: int = 0
     inodes: int = 0
+
+
+def max_size(labels: Mapping[str, str]) -> int:
+    """What ``labels`` let an active snapshot take, 0 for no limit; raises InvalidArgument."""
+    text = labels.get(MAX_SIZE_LABEL, "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 1 << 63):
+        raise InvalidArgument(f"label {MAX_SIZE_LABEL}={text!r:.80} is no number of bytes")
+    return int(text)
 
 
 class Snapshotter(Protocol):

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from kontti.errors import Error, ResourceExhausted
+from kontti.errors import Error, ResourceExhausted, Unimplemented
 from kontti.linux import fs, libc
-from kontti.snapshots.base import Info, Kind, Usage
+from kontti.snapshots.base import MAX_SIZE_LABEL, Info, Kind, Usage, max_size
 from kontti.snapshots.records import Record, Records
 from kontti.values import EMPTY
 
@@ -113,7 +113,7 @@ class Directories:
         if not os.path.isdir(self.tree(record.id)):
             return "its directory is gone"
         if record.info.kind is Kind.COMMITTED and record.usage.inodes:
-            _, inodes = fs.usage(self.own_files(name))
+            inodes = self._measure(record).inodes
             if inodes != record.usage.inodes:
                 return f"it has {inodes} files and not {record.usage.inodes}"
         return ""
@@ -179,16 +179,16 @@ class Directories:
         for number in sorted(self.records.ids(Kind.ACTIVE, Kind.VIEW)):
             if os.path.isdir(self.tree(number)):
                 continue
-            kind, parents = self.records.numbered(number)
+            info, parents = self.records.numbered(number)
             log.warning("%s: directory of snapshot %d is lost; making it anew", self.root, number)
             try:
-                self.make(kind, number, parents)
+                self.make(info, number, parents)
             except OSError as error:
                 # the others are whole: one that cannot be had again must not keep them away
                 log.warning("%s: snapshot %d is lost: %s", self.root, number, error)
-                fs.remove_tree(self.draft(number))
+                self.discard(self.draft(number))
 
-    def make(self, kind: Kind, number: int, parents: list[int]) -> None:
+    def make(self, info: Info, number: int, parents: list[int]) -> None:
         """Make a snapshot's directory, whole at once."""
         raise NotImplementedError
 
@@ -211,10 +211,15 @@ class Directories:
     def _delete(self, name: str) -> Error | None:
         try:
             with tree_errors(name):
-                fs.remove_tree(os.path.join(self.trees, name))
+                self.discard(os.path.join(self.trees, name))
         except Error as error:
             return error
         return None
+
+    def check_limit(self, info: Info) -> None:
+        """Raises Unimplemented for a limit that nothing would keep a new snapshot to."""
+        if info.kind is Kind.ACTIVE and max_size(info.labels):
+            raise Unimplemented(f"snapshot {info.name}: label {MAX_SIZE_LABEL}")
 
     def record(
         self, info: Info, build: Callable[[int, list[int]], None]
@@ -223,6 +228,7 @@ class Directories:
 
         A failure, the record's own too, leaves no directory.
         """
+        self.check_limit(info)
         made: list[int] = []
 
         def make(number: int, parents: list[int]) -> None:
@@ -236,9 +242,13 @@ class Directories:
                 return self.records.create(info.kind, info.name, info.parent, info.labels, make)
             except BaseException:
                 for number in made:
-                    fs.remove_tree(self.draft(number))
-                    fs.remove_tree(self.path(number))
+                    self.discard(self.draft(number))
+                    self.discard(self.path(number))
                 raise
+
+    def discard(self, path: str) -> None:
+        """Delete a snapshot's directory, whole or not; one that is not there is no error."""
+        fs.remove_tree(path)
 
     def draft(self, number: int) -> str:
         """Where a directory is made, until it is whole."""

@@ -18,9 +18,9 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from kontti.errors import Error, ResourceExhausted, Unimplemented
-from kontti.linux import fs, libc, mounts, process
+from kontti.linux import fs, libc, mounts, overlays, process
 from kontti.snapshots import overlay
-from kontti.snapshots.base import Kind
+from kontti.snapshots.base import Info, Kind
 from kontti.snapshots.directories import tree_errors
 from kontti.snapshots.erofs_build import write_image
 from kontti.snapshots.overlay import OverlaySnapshotter
@@ -83,12 +83,10 @@ class ErofsSnapshotter(OverlaySnapshotter):
         self._mount_images(parents)
         return super()._mounts(record, parents)
 
-    def make(
-        self, kind: Kind, number: int, parents: list[int], owner: tuple[int, int] | None = None
-    ) -> None:
+    def make(self, info: Info, number: int, parents: list[int]) -> None:
         """As overlayfs's, over parents that are mounted."""
         self._mount_images(parents)
-        super().make(kind, number, parents, owner)
+        super().make(info, number, parents)
 
     def _mount_images(self, numbers: Iterable[int]) -> None:
         with self._mounting, tree_errors(self.trees):
@@ -185,7 +183,7 @@ def supported(root: str) -> None:
         known = any(line.split()[-1] == "erofs" for line in file)
     if not known:
         raise Unimplemented("erofs: the kernel has no such file system")
-    if mounts.kernel_version() < KERNEL:
+    if overlays.kernel_version() < KERNEL:
         wanted = ".".join(map(str, KERNEL))
         raise Unimplemented(f"erofs: images are mounted from files by Linux {wanted} and later")
     with tempfile.TemporaryDirectory(prefix="probe-", dir=root) as folder:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from kontti.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from kontti.errors import ResourceExhausted as Full
 from kontti.filters import field_adaptor, parse_all
+from kontti.linux import libc
 from kontti.snapshots.base import Info, Kind, Usage
 from kontti.sqlitefile import open_durable
 from kontti.values import merge_labels
@@ -57,7 +58,8 @@ class Records:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.lock = threading.RLock()
         with _database_errors():
-            self._db = open_durable(path)
+            btrfs = libc.statfs_type(os.path.dirname(path)) == libc.BTRFS_SUPER_MAGIC
+            self._db = open_durable(path, exclusive=btrfs)
             try:
                 self._db.executescript(_SCHEMA)
             except BaseException:
@@ -233,13 +235,13 @@ class Records:
             rows = self._db.execute("SELECT id, kind FROM snapshots").fetchall()
         return {number for number, kind in rows if not kinds or kind in kinds}
 
-    def numbered(self, number: int) -> tuple[Kind, list[int]]:
-        """The kind of a snapshot, and its parents' numbers from the nearest to the first."""
+    def numbered(self, number: int) -> tuple[Info, list[int]]:
+        """A snapshot, and its parents' numbers from the nearest to the first."""
         with self.lock, _database_errors():
             query = "SELECT name FROM snapshots WHERE id = ?"
             (name,) = self._db.execute(query, (number,)).fetchone()
             record, parents = self.chain(name)
-        return record.info.kind, parents
+        return record.info, parents
 
     def removed(self) -> list[int]:
         """The numbers whose directories may still be there."""

@@ -11,6 +11,9 @@ from kontti.wire.messages.services.introspection.v1.introspection import (
     PluginsResponse,
 )
 
+UNIMPLEMENTED = 12
+"""gRPC's number."""
+
 
 def list_(call: Call) -> None:
     """What the daemon has loaded, and what failed to load."""
@@ -24,8 +27,15 @@ def list_(call: Call) -> None:
         for plugin in plugins:
             describe(plugin)
     else:
-        rows = [(p.type, p.id, platforms(p), "error" if p.init_err else "ok") for p in plugins]
+        rows = [(p.type, p.id, platforms(p), status(p)) for p in plugins]
         write_table([("TYPE", "ID", "PLATFORMS", "STATUS"), *rows], minimum=4, padding=4)
+
+
+def status(plugin: Plugin) -> str:
+    """``ok``, ``error``, or ``skip`` for what the host has no means for."""
+    if not plugin.init_err:
+        return "ok"
+    return "skip" if plugin.init_err.code == UNIMPLEMENTED else "error"
 
 
 def platforms(plugin: Plugin) -> str:
