@@ -46,7 +46,7 @@ from kontti.streaming.manager import StreamManager
 from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
 from kontti.transfer.ends import Supported
-from kontti.transfer.local import Limits, LocalTransfers
+from kontti.transfer.local import LocalTransfers, Rates
 
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
@@ -69,7 +69,7 @@ class Listen:
 class TransferSettings:
     """How much transfers do at once, what they unpack, and where registries are configured."""
 
-    limits: Limits = field(default_factory=Limits)
+    rates: Rates = field(default_factory=Rates)
     supported: tuple[Supported, ...] | None = None
     directories: tuple[str, ...] = ()
 
@@ -267,7 +267,7 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
 
 def make_transfers(settings: TransferSettings, stores: Stores) -> Transfers:
     """What the Transfer service adapts."""
-    local = LocalTransfers(stores.transfer_parts(), settings.limits, settings.supported)
+    local = LocalTransfers(stores.transfer_parts(), settings.rates, settings.supported)
     return Transfers(local, settings.directories)
 
 

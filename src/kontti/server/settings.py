@@ -16,7 +16,7 @@ from kontti.server.daemon import DaemonSettings, Listen, TransferSettings
 from kontti.server.plugins import SNAPSHOTTER
 from kontti.server.proxies import WALKING, Proxies
 from kontti.transfer.ends import Supported
-from kontti.transfer.local import Limits
+from kontti.transfer.local import Rates
 
 DEFAULT_SOCKET_DIR = "/run/containerd/s"
 DAY = 86400.0
@@ -48,7 +48,7 @@ def settings_of(config: Config) -> DaemonSettings:
 def transfer_settings(section: sections.TransferLocal) -> TransferSettings:
     """How transfers are done; raises InvalidArgument."""
     return TransferSettings(
-        limits=Limits(
+        rates=Rates(
             downloads=max(0, section.max_concurrent_downloads),
             uploads=max(0, section.max_concurrent_uploaded_layers),
             fetch_buffer=max(0, section.concurrent_layer_fetch_buffer),

@@ -42,7 +42,7 @@ NO_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Rates:
     """How much a transfer does at once; 0 for as much as may be."""
 
     downloads: int = 3
@@ -55,7 +55,7 @@ class LocalTransfers:
     """``supported`` is what may be unpacked; None: every platform, with every snapshotter."""
 
     parts: Parts
-    limits: Limits = Limits()
+    rates: Rates = Rates()
     supported: tuple[Supported, ...] | None = None
 
     def run(
@@ -91,8 +91,8 @@ class LocalTransfers:
             unpack=unpackings[0] if unpackings else None,
             unpack_also=unpackings[1:],
             skip_metadata=not store.all_metadata,
-            max_concurrent_downloads=self.limits.downloads or NO_LIMIT,
-            concurrent_layer_fetch_buffer=self.limits.fetch_buffer,
+            max_concurrent_downloads=self.rates.downloads or NO_LIMIT,
+            concurrent_layer_fetch_buffer=self.rates.fetch_buffer,
             images=store.named,
         )
         with source.connect() as session:
@@ -117,7 +117,7 @@ class LocalTransfers:
     ) -> None:
         stores = self.parts.stores
         options = PushOptions(
-            Selection(store.platforms), max_concurrent_uploads=self.limits.uploads or NO_LIMIT
+            Selection(store.platforms), max_concurrent_uploads=self.rates.uploads or NO_LIMIT
         )
         # the lease keeps the collector from removing what is being uploaded
         with leased(stores, scope) as held, destination.connect() as session:
