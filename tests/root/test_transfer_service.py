@@ -34,7 +34,7 @@ from kontti.wire.messages.types.transfer.registry import (
     OCIRegistry,
     RegistryResolver,
 )
-from kontti.wire.typeurl import pack
+from kontti.wire.typeurl import pack, unpack
 from tests.support import daemons, registry
 from tests.support.daemons import Daemon
 from tests.support.images import Entry, Image, archive, build, layer
@@ -286,20 +286,27 @@ def test_a_client_that_ends_ends_its_pull(daemon: Daemon, stores: RemoteStores) 
 
 
 def test_a_client_that_reads_no_progress_holds_nothing_up(
-    daemon: Daemon, client: Client, stores: RemoteStores
+    daemon: Daemon, client: Client, stores: RemoteStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = build([layer([Entry(f"f{n}", b"x")]) for n in range(300)])
     serve = Repository(dict(image.blobs), {"1": image.digest})
     serve.media_types[image.digest] = str(image.manifest["mediaType"])
+    # as Go's clients: no more than 64 KiB are on their way to who reads nothing
+    monkeypatch.setattr("kontti.wire.http2.OUR_WINDOW", 66_000)
     with serving(serve) as web, Client(daemon.address) as silent:
-        # nobody reads this connection after the stream is open
         stream = silent.duplex(STREAM)
         stream.send(pack(StreamInit(id="unread")))
         assert stream.receive(Any) is not None
         name = f"{web.url.removeprefix('http://')}/box:1"
-        registry_ = OCIRegistry(reference=name, resolver=RegistryResolver(default_scheme="http"))
-        Transfer(client).run(registry_, ImageStore(name="box:1"), "unread")
+        resolver = RegistryResolver(default_scheme="http")
+        end = OCIRegistry(reference=name, resolver=resolver)
+        Transfer(client).run(end, ImageStore(name="box:1"), "unread")
         assert stores.images(SCOPE).get("box:1").target.digest == image.digest
+        told = []
+        while (message := stream.receive(Any, timeout=SECONDS)) is not None:
+            told.append(unpack(message, Progress).event)
+    assert told
+    assert "saved" not in told
 
 
 def test_unpack_config_says_what_is_unpacked(image: Image) -> None:
