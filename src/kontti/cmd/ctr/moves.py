@@ -51,7 +51,8 @@ ONLY_LOCAL = {
         "max-concurrent-uploaded-layers",
         "allow-non-distributable-blobs",
     },
-    "import": frozenset(("discard-unpacked-layers", "sync-fs")),
+    # the service names the archive's index by digest too, which nobody has asked for
+    "import": frozenset(("digests", "discard-unpacked-layers", "sync-fs")),
     "export": frozenset[str](),
     "tag": frozenset[str](),
 }
@@ -143,8 +144,6 @@ def import_store(call: Call) -> ImageStore:
         name=base or time.strftime("import-%Y-%m-%d"),
         is_prefix=True,
         allow_overwrite=not base,
-        add_digest=call.bool("digests"),
-        skip_named_digest=call.bool("skip-digest-for-named"),
     )
     wanted = host() if call.bool("all-platforms") else (platforms(call) or [host()])[0]
     return ImageStore(
