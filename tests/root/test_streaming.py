@@ -87,6 +87,9 @@ class ClientEnd:
             return None
         return AnyValue(found.type_url, found.value)
 
+    async def drained(self) -> None:
+        """What is sent is written."""
+
     def close(self) -> None:
         self._closing = asyncio.ensure_future(self.call.done_writing())
 

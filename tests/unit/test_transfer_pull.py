@@ -171,8 +171,8 @@ def test_progress_is_told() -> None:
     with bench(served(image)) as it:
         it.pull()
     events = it.events()
-    assert events[0] == f"Resolving from {it.name}"
-    assert events[-2:] == ["saved", f"Completed pull from {it.name}"]
+    assert events[0] == f"Resolving from OCI Registry ({it.name})"
+    assert events[-2:] == ["saved", f"Completed pull from OCI Registry ({it.name})"]
     layer = [p for p in it.told if p.name == f"layer-{image.layer_digests[0]}"]
     assert [p.event for p in layer] == ["downloading", "complete", "extracting", "extracted"]
     assert layer[1].progress == layer[1].total == len(image.blobs[image.layer_digests[0]])

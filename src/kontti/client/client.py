@@ -178,6 +178,12 @@ class Client:
             self._connection.send_message(stream, data, end=end)
         self._flush(deadline)
 
+    def _end(self, stream: int) -> None:
+        with self._state:
+            self._check()
+            self._connection.end(stream)
+        self._flush(self._deadline(None))
+
     def _flush(self, deadline: float) -> None:
         """Write what the connection wants written; one thread at a time, in order."""
         with self._send_lock:
@@ -309,6 +315,10 @@ class Duplex:
         deadline = self._client._deadline(None)  # noqa: SLF001 its other half
         self._client._send(self._stream, request.encode(), deadline, end=end)  # noqa: SLF001
         self._client._drain(self._stream, deadline)  # noqa: SLF001
+
+    def end(self) -> None:
+        """Send no more messages."""
+        self._client._end(self._stream)  # noqa: SLF001
 
     def receive(self, response: type[M], *, timeout: float = CALL_SECONDS) -> M | None:
         """The next answer, or None at the end; raises the error that ended the call."""

@@ -15,6 +15,7 @@ import urllib3
 from urllib3 import exceptions as failures
 
 from kontti.errors import (
+    Canceled,
     DeadlineExceeded,
     Error,
     InvalidArgument,
@@ -119,9 +120,12 @@ class Pool:
         self._tls, self._connect_seconds = tls or Tls(), connect_seconds
         self._watchdog = Watchdog()
         self._managers: dict[str, urllib3.PoolManager] = {}
+        self._is_cut = False
 
     def send(self, request: Request) -> Response:
-        """One exchange, redirects not followed."""
+        """One exchange, redirects not followed. Raises Canceled after ``cut``."""
+        if self._is_cut:
+            raise Canceled(f"{request.method} {request.url}")
         headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
         read = UPLOAD_SECONDS if request.method in _UPLOADS else READ_SECONDS
         with mapped(request):
@@ -137,6 +141,11 @@ class Pool:
                 timeout=urllib3.Timeout(connect=self._connect_seconds, read=read),
             )
         return PooledResponse(request, answer, self._watchdog)
+
+    def cut(self) -> None:
+        """From another thread: end what is under way, and have nothing begin any more."""
+        self._is_cut = True
+        self._watchdog.cut_all()
 
     def close(self) -> None:
         """Close every connection."""

@@ -58,6 +58,13 @@ class Watchdog:
             self._lines.add(made)
         return made
 
+    def cut_all(self) -> None:
+        """End every connection there is."""
+        with self._lock:
+            lines = list(self._lines)
+        for line in lines:
+            line.cut()
+
     def start(self, line: Line, seconds: float) -> object:
         """Watch ``line``; what this gives is for ``stop``."""
         key = object()

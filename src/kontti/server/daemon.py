@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kontti.engine.checkup import after_crash
@@ -41,13 +41,18 @@ from kontti.server.plugins import CONTENT, RESTART, Plugin, check_required, plug
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_methods
+from kontti.services.transfer import Transfers
 from kontti.streaming.manager import StreamManager
 from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
+from kontti.transfer.ends import Supported
+from kontti.transfer.local import LocalTransfers, Rates
 
 log = logging.getLogger(__name__)
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
+TRANSFERS = 16
+"""Transfers at once; more wait for their turn."""
 SWITCH_SECONDS = 0.001
 
 
@@ -58,6 +63,15 @@ class Listen:
     address: str
     uid: int
     gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """How much transfers do at once, what they unpack, and where registries are configured."""
+
+    rates: Rates = field(default_factory=Rates)
+    supported: tuple[Supported, ...] | None = None
+    directories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,7 @@ class DaemonSettings:
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
     restart_seconds: float = 10.0
+    transfer: TransferSettings = field(default_factory=TransferSettings)
     proxies: tuple[Plugin, ...] = ()
 
 
@@ -124,15 +139,9 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
         if f"{RESTART}.restart" not in settings.disabled_plugins:
             monitor = Monitor(stores.metadata, tasks, stores.exchange, settings.restart_seconds)
             stack.push_async_callback(monitor.close)
-        parts = Parts(stores, tasks, {"shim": sandboxes}, streams, mounts)
-        backends = make_backends(settings, parts)
-        grpc = GrpcListener(
-            all_methods(backends, Bridge(executor)),
-            max_receive=settings.max_receive,
-            max_send=settings.max_send,
-        )
-        await grpc.start(settings.grpc.address, settings.grpc.uid, settings.grpc.gid)
-        stack.push_async_callback(grpc.stop)
+        transfers = transfer_threads(stack)
+        parts = Parts(stores, tasks, {"shim": sandboxes}, streams, mounts, transfers)
+        stack.push_async_callback((await serve_grpc(settings, parts, Bridge(executor))).stop)
         if stores.was_unclean:
             # in the background: nobody waits for it, and it is over before the threads are
             executor.submit(look_after_crash, stores)
@@ -140,6 +149,25 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
             "serving grpc on %s and ttrpc on %s", settings.grpc.address, settings.ttrpc.address
         )
         yield
+
+
+async def serve_grpc(settings: DaemonSettings, parts: Parts, bridge: Bridge) -> GrpcListener:
+    """Every service on its socket."""
+    grpc = GrpcListener(
+        all_methods(make_backends(settings, parts), bridge),
+        max_receive=settings.max_receive,
+        max_send=settings.max_send,
+    )
+    await grpc.start(settings.grpc.address, settings.grpc.uid, settings.grpc.gid)
+    return grpc
+
+
+def transfer_threads(stack: contextlib.AsyncExitStack) -> Bridge:
+    """Threads that transfers have to themselves, as each takes its time."""
+    threads = ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer")
+    # not by the loop itself: a transfer may wait for it
+    stack.push_async_callback(asyncio.to_thread, threads.shutdown)
+    return Bridge(threads)
 
 
 async def hear_shims(listen: Listen, exchange: Exchange) -> TtrpcServer:
@@ -213,6 +241,7 @@ class Parts:
     sandboxers: Mapping[str, Controller]
     streams: StreamManager
     mounts: Mounts
+    transfers: Bridge
 
 
 def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
@@ -231,9 +260,17 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
         sandboxers=parts.sandboxers,
         streams=parts.streams,
         mounts=parts.mounts,
+        transfers=make_transfers(settings.transfer, parts.stores),
+        transfer_bridge=parts.transfers,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
     )
+
+
+def make_transfers(settings: TransferSettings, stores: Stores) -> Transfers:
+    """What the Transfer service adapts."""
+    local = LocalTransfers(stores.transfer_parts(), settings.rates, settings.supported)
+    return Transfers(local, settings.directories)
 
 
 def is_sandbox(metadata: Metadata, namespace: str, id: str) -> bool:

@@ -26,6 +26,7 @@ SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
 MOUNT_MANAGER = "io.containerd.mount-manager.v1"
 MOUNT_HANDLER = "io.containerd.mount-handler.v1"
 STREAMING = "io.containerd.streaming.v1"
+TRANSFER = "io.containerd.transfer.v1"
 GRPC = "io.containerd.grpc.v1"
 INTERNAL = "io.containerd.internal.v1"
 NO_CAPABILITIES: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -75,6 +76,7 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(MOUNT_MANAGER, "bolt", (METADATA, MOUNT_HANDLER)),
     Plugin(STREAMING, "manager", (METADATA,)),
     Plugin(INTERNAL, "kontti-log", (RUNTIME,)),
+    Plugin(TRANSFER, "local", (LEASE, METADATA, DIFFER, SNAPSHOTTER)),
     Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),
@@ -91,6 +93,7 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(GRPC, "sandbox-controllers", (SANDBOX_CONTROLLER, EVENT)),
     Plugin(GRPC, "sandboxes", (SANDBOX_STORE,)),
     Plugin(GRPC, "streaming", (STREAMING,)),
+    Plugin(GRPC, "transfer", (TRANSFER, STREAMING)),
     Plugin(GRPC, "healthcheck"),
     Plugin(GRPC, "version"),
 )

@@ -9,11 +9,15 @@ from kontti.config import sections
 from kontti.config.load import Config
 from kontti.diff.base import Limits
 from kontti.engine.stores import StoreSettings
+from kontti.errors import InvalidArgument
+from kontti.images.platforms import parse
 from kontti.metadata.scheduler import Policy
 from kontti.runtime.manager import RuntimeSettings
-from kontti.server.daemon import DaemonSettings, Listen
+from kontti.server.daemon import DaemonSettings, Listen, TransferSettings
 from kontti.server.plugins import SNAPSHOTTER
 from kontti.server.proxies import WALKING, Proxies
+from kontti.transfer.ends import Supported
+from kontti.transfer.local import Rates
 
 DEFAULT_SOCKET_DIR = "/run/containerd/s"
 DAY = 86400.0
@@ -38,7 +42,36 @@ def settings_of(config: Config) -> DaemonSettings:
         required_plugins=config.required_plugins,
         proxies=proxies.rows,
         restart_seconds=config.plugin(sections.Restart).interval.seconds,
+        transfer=transfer_settings(config.plugin(sections.TransferLocal)),
     )
+
+
+def transfer_settings(section: sections.TransferLocal) -> TransferSettings:
+    """How transfers are done; raises InvalidArgument."""
+    return TransferSettings(
+        rates=Rates(
+            downloads=max(0, section.max_concurrent_downloads),
+            uploads=max(0, section.max_concurrent_uploaded_layers),
+            fetch_buffer=max(0, section.concurrent_layer_fetch_buffer),
+        ),
+        supported=unpack_platforms(section),
+        directories=tuple(path for path in section.config_path.split(":") if path),
+    )
+
+
+def unpack_platforms(section: sections.TransferLocal) -> tuple[Supported, ...] | None:
+    """What ``unpack_config`` says; None where it says nothing."""
+    found = []
+    for entry in section.unpack_config:
+        try:
+            platform = parse(entry.platform)
+        except InvalidArgument as error:
+            if entry.optional:
+                continue
+            problem = f"{section.URI}: platform configuration {entry.platform} invalid"
+            raise InvalidArgument(problem) from error
+        found.append(Supported(platform, entry.snapshotter, section.check_platform_supported))
+    return tuple(found) or None
 
 
 def runtime_settings(config: Config, grpc_address: str, ttrpc_address: str) -> RuntimeSettings:

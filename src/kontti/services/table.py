@@ -1,4 +1,4 @@
-"""Every service of the API with its adapter; those not built yet answer Unimplemented."""
+"""Every service of the API with its adapter."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ from kontti.services.sandboxes import SandboxControllerService, SandboxStoreServ
 from kontti.services.snapshots import SnapshotsService
 from kontti.services.streaming import StreamingService
 from kontti.services.tasks import TasksService
+from kontti.services.transfer import Transfers, TransferService
 from kontti.services.version import HealthService, VersionService
 from kontti.streaming.manager import StreamManager
 from kontti.tasks.base import Tasks
@@ -60,12 +61,10 @@ class Backends:
     sandboxers: Mapping[str, Controller]
     streams: StreamManager
     mounts: Mounts
+    transfers: Transfers
+    transfer_bridge: Bridge
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
-
-
-class NotBuilt:
-    """An adapter without rpcs."""
 
 
 def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
@@ -94,7 +93,11 @@ def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
         (snapshots_pb2, "Snapshots", SnapshotsService(metadata, bridge)),
         (streaming_pb2, "Streaming", StreamingService(backends.streams)),
         (tasks_pb2, "Tasks", TasksService(backends.tasks)),
-        (transfer_pb2, "Transfer", NotBuilt()),
+        (
+            transfer_pb2,
+            "Transfer",
+            TransferService(backends.transfers, backends.streams, backends.transfer_bridge),
+        ),
         (version_pb2, "Version", VersionService()),
         (health_pb2, "Health", HealthService()),
     )

@@ -27,6 +27,10 @@ class Stream(Protocol):
         """Send no more; what was sent still arrives. Twice is fine."""
         ...
 
+    async def drained(self) -> None:
+        """Return when all that was sent is on its way, or lost."""
+        ...
+
 
 class Streams(Protocol):
     """Open streams by id, in the scope's namespace."""

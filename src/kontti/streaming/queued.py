@@ -42,6 +42,11 @@ class Channel:
         self._wake()
         return item
 
+    async def drained(self) -> None:
+        """Once all of it was taken, or lost."""
+        while self._items:
+            await self._changed.wait()
+
     def end(self, broken: str = "") -> None:
         """Take no more; ``broken`` says why what is in it is lost as well."""
         self._over = True
@@ -74,6 +79,10 @@ class QueuedStream:
     def close(self) -> None:
         """Stream.close."""
         self.outgoing.end()
+
+    async def drained(self) -> None:
+        """Stream.drained."""
+        await self.outgoing.drained()
 
     def fail(self, reason: str) -> None:
         """It broke off: whoever waits is told so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,19 +27,27 @@ class Stores(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which manifests of an index are meant: all, those of these platforms, or this host's."""
+    """Which manifests of an index are meant: all, those of these platforms, or this host's.
+
+    ``limit`` > 0 takes so many of each index, the best ones.
+    """
 
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacking:
-    """Where layers are unpacked to. ``labels`` are put on the snapshots."""
+    """Where layers are unpacked to. ``labels`` are put on the snapshots.
+
+    ``platform``: manifests that say they are of one that it cannot run stay packed.
+    """
 
     snapshotter: str = DEFAULT_SNAPSHOTTER
     sync_fs: bool = False
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    platform: Platform | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class PullOptions:
 
     ``skip_metadata`` leaves out manifests and configs of platforms that were not asked for.
     A blob larger than ``concurrent_layer_fetch_buffer`` is fetched by several requests at once.
+    ``unpack_also``: further snapshotters. ``images`` makes the records, where it is not one of the
+    name that is pulled.
     """
 
     select: Selection = field(default_factory=Selection)
@@ -57,6 +67,8 @@ class PullOptions:
     max_concurrent_downloads: int = 3
     concurrent_layer_fetch_buffer: int = 0
     lease_seconds: int = DAY
+    unpack_also: tuple[Unpacking, ...] = ()
+    images: Callable[[Descriptor], Sequence[Image]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -229,6 +229,10 @@ class Downloads:
             future = self._pool.submit(download, self._source, self._sink, descriptor, self._stop)
             self._futures[descriptor.digest] = future
         return future
+
+    def tell_of(self, parent: Descriptor, children: Sequence[Descriptor]) -> None:
+        """Have progress say what belongs to what."""
+        self._sink.reporter.children(parent, children)
 
     def fetched(self, descriptor: Descriptor, is_stopped: IsStopped = never) -> None:
         """Return when the blob is there; raises what its download did, or the first that failed.

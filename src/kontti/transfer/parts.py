@@ -79,10 +79,11 @@ def selected(content: Store, target: Descriptor, select: Selection) -> Iterator[
     """The manifests of ``target`` that ``select`` means; raises NotFound where there is none."""
     matcher = matcher_of(select)
     best, _ = find_manifest(content, target, matcher)
-    if limit_of(select):
+    limit = limit_of(select)
+    if limit == 1:
         yield best
         return
-    for node in walk(content, target, matcher):
+    for node in walk(content, target, matcher, limit=limit):
         if kind_of(node.descriptor.media_type) == "manifest" and not node.missing:
             yield node.descriptor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kontti.images.media_types import kind_of
@@ -44,14 +44,27 @@ class Reporter:
 
     def __init__(self, callback: OnProgress = silent) -> None:
         self._callback, self._lock = callback, threading.Lock()
+        self._parents: dict[str, tuple[str, ...]] = {}
+        self._root: tuple[str, ...] = ()
 
     def tell(self, event: str, name: str = "") -> None:
         """An event without numbers."""
         self.report(Progress(event, name))
 
-    def blob(self, event: str, descriptor: Descriptor, done: int = 0, parent: str = "") -> None:
+    def of_image(self, event: str, name: str, target: Descriptor) -> None:
+        """An event of an image: from now on, blobs that belong to nothing else belong to it."""
+        self._root = self._root or (name,)
+        self.report(Progress(event, name, descriptor=target))
+
+    def children(self, parent: Descriptor, found: Sequence[Descriptor]) -> None:
+        """Have blobs that have not been told of say that they belong to ``parent``."""
+        with self._lock:
+            for child in found:
+                self._parents.setdefault(child.digest, (ref_key(parent),))
+
+    def blob(self, event: str, descriptor: Descriptor, done: int = 0) -> None:
         """An event of a blob, ``done`` bytes of which are there."""
-        parents = (parent,) if parent else ()
+        parents = self._parents.get(descriptor.digest, self._root)
         name = ref_key(descriptor)
         self.report(Progress(event, name, parents, done, descriptor.size, descriptor))
 

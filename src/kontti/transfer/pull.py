@@ -15,6 +15,7 @@ from kontti.images.manifest import (
 )
 from kontti.images.media_types import kind_of
 from kontti.images.platforms import Matcher, select
+from kontti.metadata.base import Image
 from kontti.namespaces import Scope
 from kontti.registry.parallel import Chunking
 from kontti.registry.reference import Reference
@@ -25,8 +26,8 @@ from kontti.transfer.labels import add_labels, source_label
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import Parts
 from kontti.transfer.progress import OnProgress, Reporter, silent
-from kontti.transfer.records import record
-from kontti.transfer.selection import limit_of, matcher_of
+from kontti.transfer.records import record_all
+from kontti.transfer.selection import is_wanted, limit_of, matcher_of
 from kontti.values import Descriptor
 
 _DOCUMENTS = frozenset(("index", "manifest"))
@@ -49,16 +50,17 @@ def pull(
     chosen = options or PullOptions()
     reference = Reference.parse(name)
     reporter = Reporter(progress)
-    reporter.tell(f"Resolving from {reference}")
+    reporter.tell(f"Resolving from OCI Registry ({reference})")
     _, target = resolver.resolve(reference)
     check_target(target)
     with leased(parts.stores, scope, chosen.lease_seconds) as held:
-        reporter.tell(f"Pulling from {reference}")
+        reporter.tell(f"Pulling from OCI Registry ({reference})")
+        reporter.of_image("fetching image content", name, target)
         unpacked = _Run(parts, held, chosen, reporter).fetch(resolver, reference, target)
-        image = record(parts.stores.images(held), name, target, chosen.labels)
-        reporter.tell("saved", name)
-    reporter.tell(f"Completed pull from {reference}")
-    return Pulled(image, unpacked)
+        wanted = chosen.images(target) if chosen.images else [Image(name, target, chosen.labels)]
+        images = record_all(parts.stores.images(held), wanted, reporter)
+    reporter.tell(f"Completed pull from OCI Registry ({reference})")
+    return Pulled(images[0], unpacked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,11 @@ class _Run:
     ) -> tuple[Unpacked, ...]:
         if self.options.unpack is None:
             return ()
-        unpacker = self.parts.unpacker(self.scope, self.options.unpack, self.reporter)
-        found = (unpacker.unpack(manifest, downloads.fetched) for manifest in manifests)
+        found = []
+        for options in (self.options.unpack, *self.options.unpack_also):
+            unpacker = self.parts.unpacker(self.scope, options, self.reporter)
+            wanted = (manifest for manifest in manifests if is_wanted(manifest, options))
+            found += [unpacker.unpack(manifest, downloads.fetched) for manifest in wanted]
         return tuple(unpacked for unpacked in found if unpacked is not None)
 
 
@@ -156,6 +161,7 @@ class Graph:
         found = children(self.content, descriptor)
         # all of them are labelled: those that are not fetched now may be later
         add_labels(self.content, descriptor.digest, child_labels(found))
+        self.downloads.tell_of(descriptor, found)
         if kind_of(descriptor.media_type) == "index":
             return self._of_index(item, found)
         return [_Wanted(child, True) for child in (found if item.whole else found[:1])]

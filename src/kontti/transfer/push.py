@@ -62,10 +62,15 @@ def push(
         raise InvalidArgument(f"{name}: object required")
     chosen, content = options or PushOptions(), stores.content(scope)
     plan = plan_push(content, target, chosen)
-    run = _Run(content, Pusher(session, reference), session, reference, Reporter(progress))
+    reporter = Reporter(progress)
+    reporter.tell(f"Pushing to OCI Registry ({name})")
+    reporter.of_image("pushing content", name, plan.target)
+    run = _Run(content, Pusher(session, reference), session, reference, reporter)
     run.leaves(plan.leaves, chosen.max_concurrent_uploads)
     for document in plan.documents:
         run.document(document, reference.tag if document == plan.target else "")
+    reporter.of_image("pushed content", name, plan.target)
+    reporter.tell(f"Completed push to OCI Registry ({name})")
 
 
 def plan_push(content: Store, target: Descriptor, options: PushOptions) -> _Plan:
@@ -134,7 +139,7 @@ class _Run:
         others = repositories(self.content.info(leaf.digest).labels, self.reference)
         source = others[0] if others else ""
         sent = self.pusher.push_blob(leaf, lambda offset: self._body(leaf, offset), source)
-        self._done(leaf, "uploaded" if sent else "already exists")
+        self._done(leaf, "complete" if sent else "already exists")
 
     @contextmanager
     def _body(self, leaf: Descriptor, offset: int) -> Iterator[_Body]:
@@ -149,7 +154,7 @@ class _Run:
             if not listed and kind_of(document.media_type) == "manifest":
                 manifest = parse_manifest(data, document.media_type)
                 add_referrer(self.session, self.reference, document, manifest)
-        self._done(document, "uploaded")
+        self._done(document, "complete")
 
     def _done(self, descriptor: Descriptor, event: str) -> None:
         add_labels(self.content, descriptor.digest, source_label(self.reference))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kontti.errors import AlreadyExists, NotFound, Unavailable
 from kontti.metadata.base import Image, Images
+from kontti.transfer.progress import Reporter
 from kontti.values import Descriptor
 
 ATTEMPTS = 10
@@ -24,3 +25,11 @@ def record(images: Images, name: str, target: Descriptor, labels: Mapping[str, s
                 # someone removed it in between
                 continue
     raise Unavailable(f"image {name} is created and removed all the time")
+
+
+def record_all(images: Images, wanted: Iterable[Image], reporter: Reporter) -> list[Image]:
+    """Make each of ``wanted`` be there, and tell of it."""
+    made = [record(images, image.name, image.target, image.labels) for image in wanted]
+    for image in made:
+        reporter.of_image("saved", image.name, image.target)
+    return made

@@ -140,7 +140,7 @@ def check(call: Call) -> None:
 
 
 def tag(call: Call) -> None:
-    """Give an image more names; prints each."""
+    """Give an image more names on this side; prints each."""
     source = call.arg(0, "please provide an image reference to tag from")
     call.arg(1, "please provide an image reference to tag to")
     with connect(call) as client:
@@ -242,9 +242,9 @@ def transfer(name: str) -> object:
     """A function that does the transfer ``name``, imported when it is wanted."""
 
     def run(call: Call) -> None:
-        from kontti.cmd.ctr import transfers
+        from kontti.cmd.ctr import moves
 
-        getattr(transfers, name)(call)
+        getattr(moves, name)(call)
 
     return run
 
@@ -362,7 +362,7 @@ COMMANDS = (
     ),
     Command(
         "tag",
-        tag,
+        transfer("tag"),  # type: ignore[arg-type]
         "tag an image",
         args="[flags] <source_ref> <target_ref> [<target_ref>, ...]",
         flags=[Flag("force", BOOL), Flag("local", BOOL), Flag("skip-reference-check", BOOL)],

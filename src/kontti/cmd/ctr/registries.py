@@ -7,7 +7,7 @@ import sys
 
 from kontti.cmd.ctr.grammar import Call
 from kontti.registry.auth import Credentials, CredentialSource, no_credentials
-from kontti.registry.credentials import docker_config, docker_config_path, only_for
+from kontti.registry.credentials import docker_config, docker_config_path, either, only_for
 from kontti.registry.hosts import HOSTS_DIRECTORIES, HostOptions, configured
 from kontti.registry.http import Tls
 from kontti.registry.pool import Pool
@@ -15,7 +15,6 @@ from kontti.registry.reference import Reference
 from kontti.registry.session import Session, TransportFactory
 from kontti.registry.trace import Traced
 from kontti.transfer.base import Selection
-from kontti.transfer.progress import Progress
 
 
 def session(call: Call) -> Session:
@@ -36,6 +35,11 @@ def session(call: Call) -> Session:
         transports=transports(call),
         fallback=docker_config(docker_config_path()),
     )
+
+
+def user_or_docker(call: Call) -> CredentialSource:
+    """The credentials that the flags give, then those of Docker's configuration."""
+    return either(credentials(call), docker_config(docker_config_path()))
 
 
 def credentials(call: Call) -> CredentialSource:
@@ -79,18 +83,3 @@ def selection(call: Call) -> Selection:
         platforms=tuple(parse(name) for name in names),
         all_platforms=bool(call.flags.get("all-platforms")),
     )
-
-
-class Lines:
-    """Progress as lines: one for each object that begins and one when it is done."""
-
-    def __init__(self) -> None:
-        self._told: set[tuple[str, str]] = set()
-
-    def __call__(self, progress: Progress) -> None:
-        key = (progress.name, progress.event)
-        if key in self._told:
-            return
-        self._told.add(key)
-        text = f"{progress.name}: {progress.event}" if progress.name else progress.event
-        print(text, file=sys.stdout, flush=True)

@@ -1,4 +1,4 @@
-"""Pull, push, import, export and fetch: done on this side, over the daemon's stores."""
+"""Pull, push, import, export and fetch with ``--local``: on this side, over the daemon's stores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from kontti.client.stores import RemoteStores
 from kontti.cmd.ctr.grammar import Call
-from kontti.cmd.ctr.registries import Lines, selection, session
+from kontti.cmd.ctr.progress import shown
+from kontti.cmd.ctr.registries import selection, session
 from kontti.cmd.ctr.session import DEFAULT_SNAPSHOTTER, key_values, namespace_of
 from kontti.namespaces import Scope
 from kontti.registry.resolver import Resolver
@@ -51,7 +52,7 @@ def pull(call: Call) -> None:
     )
     with Remote(call) as remote, session(call) as registries:
         pulled = run(
-            remote.parts, remote.scope, Resolver(registries), name, options, progress=Lines()
+            remote.parts, remote.scope, Resolver(registries), name, options, progress=shown()
         )
     if call.bool("print-chainid"):
         for unpacked in pulled.unpacked:
@@ -70,7 +71,7 @@ def fetch(call: Call) -> None:
         skip_metadata=call.bool("skip-metadata"),
     )
     with Remote(call) as remote, session(call) as registries:
-        run(remote.parts, remote.scope, Resolver(registries), name, options, progress=Lines())
+        run(remote.parts, remote.scope, Resolver(registries), name, options, progress=shown())
 
 
 def push(call: Call) -> None:
@@ -100,7 +101,7 @@ def push(call: Call) -> None:
             name,
             target,
             options=options,
-            progress=Lines(),
+            progress=shown(),
         )
 
 
