@@ -36,7 +36,7 @@ def is_lost(path: str, content: ContentStore, snapshotters: Backends) -> bool:
     """Whether there is no database at ``path``, and yet something that one should know of."""
     if os.path.exists(path):
         return False
-    return any(map(_has_something, (content, *snapshotters.values())))
+    return _has_something(content) or any(_has_something(s) for s in snapshotters.values())
 
 
 def _has_something(backend: ContentStore | Snapshotter) -> bool:
