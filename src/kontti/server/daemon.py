@@ -36,7 +36,7 @@ from kontti.runtime.warm import GroupWarmer
 from kontti.sandboxes.base import Controller
 from kontti.sandboxes.shim import ShimController
 from kontti.server.listen import GrpcListener, prepare_socket
-from kontti.server.plugins import CONTENT, RESTART, Plugin, check_required, plugin_rows
+from kontti.server.plugins import CONTENT, OPT, RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_methods
@@ -72,6 +72,8 @@ class DaemonSettings:
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
     restart_seconds: float = 10.0
+    opt_path: str = ""
+    """Where programs are looked for first; ``ctr install`` puts them there."""
     proxies: tuple[Plugin, ...] = ()
 
 
@@ -82,6 +84,8 @@ async def serve(settings: DaemonSettings) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     # not for who we start: an OCI runtime would wait for its container to notify
     notify_address = os.environ.pop("NOTIFY_SOCKET", "")
+    if settings.opt_path and OPT not in settings.disabled_plugins:
+        prefer(settings.opt_path)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,9 +195,17 @@ async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) 
 def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     """Every plugin, those that other processes are last."""
     # clients find the root, and what is in it, by what the content store tells
-    exports = {f"{CONTENT}.content": {"root": os.path.join(settings.stores.root, CONTENT_DIR)}}
+    content = os.path.join(settings.stores.root, CONTENT_DIR)
+    exports = {f"{CONTENT}.content": {"root": content}, OPT: {"path": settings.opt_path}}
     builtins = plugin_rows(stores.failures, settings.disabled_plugins, exports)
     return [*builtins, *settings.proxies]
+
+
+def prefer(path: str) -> None:
+    """Have programs and libraries below ``path`` found first, by us and by what we start."""
+    for name, folder in (("PATH", "bin"), ("LD_LIBRARY_PATH", "lib")):
+        old = os.environ.get(name, os.defpath if name == "PATH" else "")
+        os.environ[name] = os.pathsep.join(filter(None, (os.path.join(path, folder), old)))
 
 
 @dataclass(frozen=True, slots=True)

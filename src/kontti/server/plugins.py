@@ -28,6 +28,7 @@ MOUNT_HANDLER = "io.containerd.mount-handler.v1"
 STREAMING = "io.containerd.streaming.v1"
 GRPC = "io.containerd.grpc.v1"
 INTERNAL = "io.containerd.internal.v1"
+OPT = f"{INTERNAL}.opt"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
@@ -56,6 +57,7 @@ _OVER_A_SERVICE = (
 BUILTINS: tuple[Plugin, ...] = (
     Plugin(CONTENT, "content"),
     Plugin(EVENT, "exchange"),
+    Plugin(INTERNAL, "opt"),
     Plugin(SNAPSHOTTER, "erofs", host=True, capabilities=("rebase",)),
     Plugin(SNAPSHOTTER, "native", host=True),
     Plugin(SNAPSHOTTER, "overlayfs", host=True, capabilities=("rebase",)),
