@@ -163,11 +163,12 @@ def _edited(
     said: Sequence[object], old: Sequence[Descriptor], new: Sequence[Descriptor]
 ) -> Iterator[Json]:
     """Each new descriptor; one that stays as it was is kept with all that was said of it."""
-    by_digest = dict(zip((d.digest for d in old), said, strict=True))
+    told = (json.as_object(value, "descriptor") for value in said)
+    said_of = dict(zip((d.digest for d in old), told, strict=True))
     place = {d.digest: d for d in old}
     for descriptor in new:
         same = place.get(descriptor.digest)
         if same == descriptor:
-            yield json.as_object(by_digest[descriptor.digest], "descriptor")
+            yield {**json.dump_descriptor(descriptor), **said_of[descriptor.digest]}
         else:
             yield json.dump_descriptor(descriptor)
