@@ -402,6 +402,18 @@ def test_oci_spec_of_other_platforms(here: Host) -> None:
     assert "not implemented" in out(here, "oci", "spec", "--platform", "windows/amd64", code=1)
 
 
+def test_inspect_runtime(here: Host) -> None:
+    found = json.loads(out(here, "plugins", "inspect-runtime", "--runc-binary", "runc"))
+    assert found["Name"] == "io.containerd.kontti.v1"
+    assert found["Options"] == {"binary_name": "runc"}
+    assert "CAP_CHOWN" in found["Features"]["linux"]["capabilities"]
+    # another program, that knows nothing of the question
+    other = ("plugins", "inspect-runtime", "--runtime", "/bin/false")
+    assert "failed to run false -info" in out(here, *other, code=1)
+    missing = ("plugins", "inspect-runtime", "--runtime", "io.containerd.nothere.v1")
+    assert "containerd-shim-nothere-v1" in out(here, *missing, code=1)
+
+
 def test_skopeo_reads_what_was_converted(here: Host, tmp_path: Path) -> None:
     converted = out(here, "images", "convert", "--uncompress", "--oci", IMAGE, OTHER).strip()
     out(here, "images", "export", str(tmp_path / "out.tar"), OTHER)

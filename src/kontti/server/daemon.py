@@ -29,6 +29,7 @@ from kontti.mounts.base import Mounts
 from kontti.mounts.manager import MountManager
 from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
+from kontti.runtime.external import read_info
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
@@ -45,6 +46,7 @@ from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
 
 log = logging.getLogger(__name__)
+OWN_RUNTIME = "io.containerd.kontti.v1"
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
 SWITCH_SECONDS = 0.001
@@ -225,6 +227,10 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
     def plugins() -> Sequence[Plugin]:
         return all_rows(settings, parts.stores)
 
+    def runtime_info(name: str, options: bytes) -> bytes:
+        own = parts.tasks.shims.is_own(name, "")
+        return read_info(OWN_RUNTIME if own else name, options)
+
     return Backends(
         metadata=parts.stores.metadata,
         collect=parts.stores.gc.collect_and_wait,
@@ -237,6 +243,7 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
         mounts=parts.mounts,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
+        runtime_info=runtime_info,
     )
 
 

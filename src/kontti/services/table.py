@@ -62,6 +62,7 @@ class Backends:
     mounts: Mounts
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
+    runtime_info: Callable[[str, bytes], bytes]
 
 
 class NotBuilt:
@@ -80,7 +81,7 @@ def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
         (
             introspection_pb2,
             "Introspection",
-            IntrospectionService(backends.server, backends.plugins),
+            IntrospectionService(backends.server, backends.plugins, backends.runtime_info, bridge),
         ),
         (leases_pb2, "Leases", LeasesService(metadata, bridge, backends.collect)),
         (mounts_pb2, "Mounts", MountsService(backends.mounts, bridge)),
