@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kontti.metadata.base import Containers
@@ -50,6 +50,10 @@ class Core(Protocol):
     @property
     def opened(self) -> OpenStores | None:
         """The stores on disk, where this process has them."""
+        ...
+
+    def snapshotters(self) -> Sequence[str]:
+        """The names of those that work."""
         ...
 
     def transfer_parts(self) -> Parts:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kontti.engine.base import CALL_SECONDS
@@ -95,6 +95,10 @@ class EmbeddedCore:
         except BaseException:
             future.cancel()
             raise
+
+    def snapshotters(self) -> Sequence[str]:
+        """The names of those that opened."""
+        return tuple(self.stores.snapshotters)
 
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""

@@ -40,6 +40,7 @@ from kontti.wire.log_uri import LABEL, is_log
 if TYPE_CHECKING:
     from kontti.engine.base import Core
     from kontti.engine.files import Files
+    from kontti.engine.prune import Pruned, PrunePlan
 
 ROOT, STATE = "/var/lib/kontti", "/run/kontti"
 
@@ -309,6 +310,18 @@ class Engine(ImageCalls):
     def remove(self, id: str, *, force: bool = False) -> None:
         """Remove a container with its files and output; one that runs only with ``force``."""
         self._life.remove(self._record(id), force=force)
+
+    def plan_prune(self, *, all: bool = False) -> PrunePlan:
+        """What ``prune`` would remove: images without a tag; with ``all`` whatever is not used."""
+        from kontti.engine import prune
+
+        return prune.plan(self._core, self._scope, self.containers(), all=all)
+
+    def prune(self, plan: PrunePlan) -> Pruned:
+        """Remove what was planned and is still not used; what went, and the bytes freed."""
+        from kontti.engine import prune
+
+        return prune.perform(self._core, self._scope, plan, self.remove)
 
     def logs(
         self,

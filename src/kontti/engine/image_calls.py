@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from kontti.engine.base import Core
-from kontti.engine.values import ImageInfo
+from kontti.engine.values import ImageInfo, Sink
 from kontti.errors import FailedPrecondition
 from kontti.namespaces import Scope
 
 if TYPE_CHECKING:
     from kontti.doctor.base import Finding
     from kontti.doctor.checkup import Tell as TellFinding
+    from kontti.engine.disk import DiskUsage
+    from kontti.engine.history import Step
     from kontti.engine.stores import Stores
     from kontti.migrate.adopt import Outcome, Tell
     from kontti.transfer.progress import OnProgress
@@ -111,12 +114,39 @@ class ImageCalls:
             raise FailedPrecondition("this needs the root itself, which a daemon has: stop it")
         return self._core.opened
 
-    def images(self) -> list[ImageInfo]:
-        """Every stored image, by name."""
+    def images(self, filters: Sequence[str] = ()) -> list[ImageInfo]:
+        """Stored images that all ``filters`` (``reference=alpine*`` …) let through, by name."""
+        from kontti.engine import images
+        from kontti.engine.image_filters import chosen
+
+        found = chosen(self._core, self._scope, filters)
+        return [images.info(self._core, self._scope, image) for image in found]
+
+    def tag(self, source: str, *names: str) -> list[ImageInfo]:
+        """Give an image more names, whatever those stood for before."""
         from kontti.engine import images
 
-        found = self._core.stores.images(self._scope).list()
-        return [images.info(self._core, self._scope, image) for image in found]
+        made = images.tag(self._core, self._scope, source, names)
+        return [images.info(self._core, self._scope, image) for image in made]
+
+    def save(self, names: Sequence[str], write: Sink, platform: str = "") -> None:
+        """Write images as one archive, for this host's ``platform``, another, or ``all``."""
+        from kontti.engine import images
+
+        images.save(self._core, self._scope, names, write, platform)
+
+    def history(self, name: str) -> tuple[Step, ...]:
+        """The steps an image was built in, the last first."""
+        from kontti.engine import images
+        from kontti.engine.history import history
+
+        return history(self._core, self._scope, images.find(self._core, self._scope, name))
+
+    def disk_usage(self) -> DiskUsage:
+        """What images, layers and containers take on the disk."""
+        from kontti.engine.disk import disk_usage
+
+        return disk_usage(self._core, self._scope)
 
     def inspect_image(self, name: str) -> dict[str, object]:
         """All that is recorded of an image, its configuration and layers included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from kontti.engine.base import Core
@@ -10,7 +11,7 @@ from kontti.errors import NotFound
 from kontti.images.graph import find_manifest, platforms
 from kontti.images.image_check import size
 from kontti.images.manifest import read_config
-from kontti.images.platforms import default, format_platform, only
+from kontti.images.platforms import default, format_platform, only, parse
 from kontti.metadata.base import Image
 from kontti.namespaces import Scope
 from kontti.registry.reference import docker_normalize
@@ -116,3 +117,34 @@ def store(core: Core, scope: Scope, source: BinaryIO, progress: OnProgress | Non
     parts = core.transfer_parts()
     found = import_archive(parts, scope, source.read, options, progress=progress or silent)
     return list(found.images)
+
+
+def tag(core: Core, scope: Scope, source: str, names: Sequence[str]) -> list[Image]:
+    """Give an image more names, whatever those stood for before. All are read before the first."""
+    from kontti.transfer.records import record
+
+    image = find(core, scope, source)
+    wanted = [docker_normalize(name) for name in names]
+    images = core.stores.images(scope)
+    return [record(images, name, image.target, image.labels) for name in wanted]
+
+
+def save(
+    core: Core,
+    scope: Scope,
+    names: Sequence[str],
+    write: Callable[[bytes], object],
+    platform: str = "",
+) -> None:
+    """Write images as one archive: an OCI layout that is a docker archive too.
+
+    ``platform`` "" is this host's, ``all`` every one that is here. Raises NotFound before the
+    first byte.
+    """
+    from kontti.transfer.base import Selection
+    from kontti.transfer.export import ExportOptions, export_images
+
+    found = [find(core, scope, name).name for name in names]
+    asked = () if platform in ("", "all") else (parse(platform),)
+    select = Selection(asked, all_platforms=platform == "all")
+    export_images(core.stores, scope, found, write, ExportOptions(select))

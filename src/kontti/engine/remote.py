@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PLUGINS = "containerd.services.introspection.v1.Introspection/Plugins"
 LOG_PLUGIN = "type==io.containerd.internal.v1,id==kontti-log"
+SNAPSHOTTER = "io.containerd.snapshotter.v1"
 
 
 class RemoteCore:
@@ -42,6 +43,12 @@ class RemoteCore:
         self.tasks = RemoteTasks()
         self._scope = scope
         self.stores.client(scope)
+
+    def snapshotters(self) -> Sequence[str]:
+        """The names of those that the daemon has loaded."""
+        request = PluginsRequest(filters=[f"type=={SNAPSHOTTER}"])
+        found = self.stores.client(self._scope).unary(PLUGINS, request, PluginsResponse).plugins
+        return [plugin.id for plugin in found if plugin.init_err is None]
 
     def transfer_parts(self) -> Parts:
         """Layers are applied by the daemon."""

@@ -23,6 +23,7 @@ from kontti.wire.messages.runtime.bootstrap.v1.bootstrap import BootstrapResult
 from kontti.wire.messages.runtime.task.v2.shim import DeleteResponse
 
 START_SECONDS = 30.0
+INFO_SECONDS = 10.0
 MAX_VERSION = 3
 """Of the Task service that we speak."""
 _NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
@@ -133,6 +134,23 @@ def _from_message(printed: bytes) -> Bootstrap:
     if not result.address:
         raise Error(f"shim printed no address: {printed.decode(errors='replace').strip():.200}")
     return Bootstrap(result.address, result.version, result.protocol)
+
+
+def read_info(name: str, options: bytes) -> bytes:
+    """What the shim of a runtime tells of itself, a RuntimeInfo; ``options`` is an Any for it.
+
+    Raises Error where there is no such shim, or it does not know the question.
+    """
+    binary = resolve(name)
+    shown = os.path.basename(binary)
+    try:
+        done = process.run([binary, "-info"], timeout=INFO_SECONDS, input=options)
+    except (OSError, TimeoutError) as error:
+        raise Error(f"failed to run {shown} -info: {error}") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise Error(f"failed to run {shown} -info: {said:.500}: exit status {done.returncode}")
+    return done.stdout
 
 
 def resolve(name: str, path: str = "") -> str:

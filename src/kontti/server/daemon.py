@@ -30,6 +30,7 @@ from kontti.mounts.base import Mounts
 from kontti.mounts.manager import MountManager
 from kontti.namespaces import Scope
 from kontti.runtime import events as shim_events
+from kontti.runtime.external import read_info
 from kontti.runtime.manager import RuntimeSettings
 from kontti.runtime.probe import choose
 from kontti.runtime.ttrpc import TtrpcServer
@@ -37,7 +38,7 @@ from kontti.runtime.warm import GroupWarmer
 from kontti.sandboxes.base import Controller
 from kontti.sandboxes.shim import ShimController
 from kontti.server.listen import GrpcListener, prepare_socket
-from kontti.server.plugins import CONTENT, RESTART, Plugin, check_required, plugin_rows
+from kontti.server.plugins import CONTENT, OPT, RESTART, Plugin, check_required, plugin_rows
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_methods
@@ -49,6 +50,7 @@ from kontti.transfer.ends import Supported
 from kontti.transfer.local import LocalTransfers, Rates
 
 log = logging.getLogger(__name__)
+OWN_RUNTIME = "io.containerd.kontti.v1"
 UUID_DIR = "io.containerd.grpc.v1.introspection"
 THREADS = 16
 TRANSFERS = 16
@@ -88,6 +90,8 @@ class DaemonSettings:
     required_plugins: tuple[str, ...] = ()
     restart_seconds: float = 10.0
     transfer: TransferSettings = field(default_factory=TransferSettings)
+    opt_path: str = ""
+    """Where programs are looked for first; ``ctr install`` puts them there."""
     proxies: tuple[Plugin, ...] = ()
 
 
@@ -98,6 +102,8 @@ async def serve(settings: DaemonSettings) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     # not for who we start: an OCI runtime would wait for its container to notify
     notify_address = os.environ.pop("NOTIFY_SOCKET", "")
+    if settings.opt_path and OPT not in settings.disabled_plugins:
+        prefer(settings.opt_path)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -226,10 +232,18 @@ async def start_tasks(settings: DaemonSettings, stores: Stores, mounts: Mounts) 
 def all_rows(settings: DaemonSettings, stores: Stores) -> list[Plugin]:
     """Every plugin, those that other processes are last."""
     # clients find the root, and what is in it, by what the content store tells
-    exports = {f"{CONTENT}.content": {"root": os.path.join(settings.stores.root, CONTENT_DIR)}}
+    content = os.path.join(settings.stores.root, CONTENT_DIR)
+    exports = {f"{CONTENT}.content": {"root": content}, OPT: {"path": settings.opt_path}}
     capable = stores.capabilities()
     builtins = plugin_rows(stores.failures, settings.disabled_plugins, exports, capable)
     return [*builtins, *settings.proxies]
+
+
+def prefer(path: str) -> None:
+    """Have programs and libraries below ``path`` found first, by us and by what we start."""
+    for name, folder in (("PATH", "bin"), ("LD_LIBRARY_PATH", "lib")):
+        old = os.environ.get(name, os.defpath if name == "PATH" else "")
+        os.environ[name] = os.pathsep.join(filter(None, (os.path.join(path, folder), old)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +264,10 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
     def plugins() -> Sequence[Plugin]:
         return all_rows(settings, parts.stores)
 
+    def runtime_info(name: str, options: bytes) -> bytes:
+        own = parts.tasks.shims.is_own(name, "")
+        return read_info(OWN_RUNTIME if own else name, options)
+
     return Backends(
         metadata=parts.stores.metadata,
         collect=parts.stores.gc.collect_and_wait,
@@ -264,6 +282,7 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
         transfer_bridge=parts.transfers,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
+        runtime_info=runtime_info,
     )
 
 

@@ -30,6 +30,7 @@ TRANSFER = "io.containerd.transfer.v1"
 GRPC = "io.containerd.grpc.v1"
 INTERNAL = "io.containerd.internal.v1"
 NO_CAPABILITIES: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+OPT = f"{INTERNAL}.opt"
 NO_EXPORTS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
@@ -58,6 +59,7 @@ _OVER_A_SERVICE = (
 BUILTINS: tuple[Plugin, ...] = (
     Plugin(CONTENT, "content"),
     Plugin(EVENT, "exchange"),
+    Plugin(INTERNAL, "opt"),
     Plugin(SNAPSHOTTER, "blockfile", host=True),
     Plugin(SNAPSHOTTER, "btrfs", host=True),
     Plugin(SNAPSHOTTER, "erofs", host=True, capabilities=("rebase",)),

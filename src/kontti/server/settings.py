@@ -41,6 +41,7 @@ def settings_of(config: Config) -> DaemonSettings:
         disabled_plugins=config.disabled_plugins,
         required_plugins=config.required_plugins,
         proxies=proxies.rows,
+        opt_path=config.plugin(sections.Opt).path,
         restart_seconds=config.plugin(sections.Restart).interval.seconds,
         transfer=transfer_settings(config.plugin(sections.TransferLocal)),
     )

@@ -7,15 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from kontti.api.services.introspection.v1 import introspection_pb2 as pb
-from kontti.errors import NotFound, Unimplemented
+from kontti.api.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
+from kontti.errors import InvalidArgument, NotFound, Unimplemented
 from kontti.filters import parse_all
 from kontti.services import convert
-from kontti.services.rpc import Context
+from kontti.services.rpc import Bridge, Context
 from kontti.values import Platform
+from kontti.wire.typeurl import name_of
+
+RUNTIME = "io.containerd.runtime.v2"
 
 _UNKNOWN, _UNIMPLEMENTED = 2, 12
 
@@ -49,9 +55,17 @@ class ServerInfo:
 class IntrospectionService:
     """Tells what is loaded. ``plugins`` is asked each time: a failure is known only after start."""
 
-    def __init__(self, server: ServerInfo, plugins: Callable[[], Sequence[PluginRow]]) -> None:
+    def __init__(
+        self,
+        server: ServerInfo,
+        plugins: Callable[[], Sequence[PluginRow]],
+        runtime_info: Callable[[str, bytes], bytes],
+        bridge: Bridge,
+    ) -> None:
         self._server = server
         self._plugins = plugins
+        self._runtime_info = runtime_info
+        self._bridge = bridge
 
     def plugins(self, request: pb.PluginsRequest, _context: Context) -> pb.PluginsResponse:
         wanted = parse_all(list(request.filters))
@@ -63,13 +77,28 @@ class IntrospectionService:
             uuid=self._server.uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
         )
 
-    def plugin_info(
+    async def plugin_info(
         self, request: pb.PluginInfoRequest, _context: Context
     ) -> pb.PluginInfoResponse:
         for row in self._plugins():
             if (row.type, row.id) == (request.type, request.id):
-                return pb.PluginInfoResponse(plugin=_to_proto(row))
+                extra = await self._extra(request) if row.type == RUNTIME else None
+                return pb.PluginInfoResponse(plugin=_to_proto(row), extra=extra)
         raise NotFound(f"plugin {request.type}.{request.id}")
+
+    async def _extra(self, request: pb.PluginInfoRequest) -> Any | None:
+        """What the shim of the runtime tells that is asked for, if one is."""
+        if not request.HasField("options"):
+            return None
+        if name_of(request.options.type_url) != RuntimeRequest.DESCRIPTOR.full_name:
+            raise InvalidArgument(f"unknown options type {request.options.type_url:.200}")
+        try:
+            asked = RuntimeRequest.FromString(request.options.value)
+        except DecodeError as error:
+            raise InvalidArgument(f"options are damaged: {error}") from None
+        options = asked.options.SerializeToString()
+        found = await self._bridge.call(self._runtime_info, asked.runtime_path, options)
+        return Any(type_url=RuntimeInfo.DESCRIPTOR.full_name, value=found)
 
 
 def _adaptor(row: PluginRow) -> Callable[[Sequence[str]], tuple[str, bool]]:

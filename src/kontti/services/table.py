@@ -65,6 +65,7 @@ class Backends:
     transfer_bridge: Bridge
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
+    runtime_info: Callable[[str, bytes], bytes]
 
 
 def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
@@ -79,7 +80,7 @@ def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
         (
             introspection_pb2,
             "Introspection",
-            IntrospectionService(backends.server, backends.plugins),
+            IntrospectionService(backends.server, backends.plugins, backends.runtime_info, bridge),
         ),
         (leases_pb2, "Leases", LeasesService(metadata, bridge, backends.collect)),
         (mounts_pb2, "Mounts", MountsService(backends.mounts, bridge)),

@@ -55,6 +55,7 @@ class PullOptions:
     """``unpack`` None leaves the layers packed; ``labels`` are the image record's.
 
     ``skip_metadata`` leaves out manifests and configs of platforms that were not asked for.
+    ``metadata_only`` fetches no layer at all.
     A blob larger than ``concurrent_layer_fetch_buffer`` is fetched by several requests at once.
     ``unpack_also``: further snapshotters. ``images`` makes the records, where it is not one of the
     name that is pulled.
@@ -64,6 +65,7 @@ class PullOptions:
     unpack: Unpacking | None = field(default_factory=Unpacking)
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     skip_metadata: bool = False
+    metadata_only: bool = False
     max_concurrent_downloads: int = 3
     concurrent_layer_fetch_buffer: int = 0
     lease_seconds: int = DAY

@@ -9,7 +9,7 @@ from kontti.content.base import Store
 from kontti.errors import NotFound
 from kontti.images.archive_import import Imported, Read, import_index
 from kontti.images.archive_names import IMAGE_NAME, REF_NAME
-from kontti.images.graph import child_labels, walk
+from kontti.images.graph import GC_REF, child_labels, walk
 from kontti.images.manifest import children
 from kontti.metadata.base import Image
 from kontti.namespaces import Scope
@@ -22,6 +22,8 @@ from kontti.transfer.records import record
 from kontti.transfer.selection import matcher_of
 from kontti.values import EMPTY, Descriptor
 
+LAYER_REF = f"{GC_REF}.l."
+
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
@@ -30,6 +32,7 @@ class ImportOptions:
     ``prefix`` is put before a bare tag; with ``filter_prefix`` a full name must begin with it.
     ``digests`` adds a name by digest, not to named images with ``skip_digest_for_named``.
     ``unpack`` None leaves layers packed; ``compress`` gzips plain layers of docker archives.
+    With ``discard_unpacked_layers`` the collector may take the blobs of layers after that.
     """
 
     prefix: str = ""
@@ -41,6 +44,7 @@ class ImportOptions:
     unpack: Unpacking | None = field(default_factory=Unpacking)
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     compress: bool = False
+    discard_unpacked_layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ def import_archive(
     with leased(parts.stores, scope) as held:
         content = parts.stores.content(held)
         imported = import_index(read, content, compress=chosen.compress)
-        label_graph(content, imported.index, chosen.select)
+        label_graph(content, imported.index, chosen)
         targets = dict(name_images(imported, chosen))
         unpacked = _unpack(parts, held, targets, chosen, reporter)
         store = parts.stores.images(held)
@@ -76,17 +80,19 @@ def import_archive(
     return ImportResult(made, unpacked)
 
 
-def label_graph(content: Store, root: Descriptor, select: Selection) -> None:
+def label_graph(content: Store, root: Descriptor, options: ImportOptions) -> None:
     """Label every document for the collector.
 
     Raises NotFound where one of a wanted platform is absent, or there is no document at all.
     """
     empty = True
-    for node in walk(content, root, matcher_of(select)):
+    for node in walk(content, root, matcher_of(options.select)):
         if node.missing:
             raise NotFound(f"content digest {node.descriptor.digest}")
         empty = empty and not node.children
         labels = child_labels(children(content, node.descriptor))
+        if options.discard_unpacked_layers:
+            labels = {k: v for k, v in labels.items() if not k.startswith(LAYER_REF)}
         add_labels(content, node.descriptor.digest, labels)
     if empty:
         raise NotFound("image might be filtered out")

@@ -25,7 +25,7 @@ from kontti.transfer.ends import (
     snapshotter_for,
 )
 from kontti.transfer.export import ExportOptions, export_images
-from kontti.transfer.import_ import label_graph
+from kontti.transfer.import_ import ImportOptions, label_graph
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import Parts
 from kontti.transfer.progress import OnProgress, Reporter, silent
@@ -138,7 +138,7 @@ class LocalTransfers:
             content = self.parts.stores.content(held)
             imported = import_index(source.read, content, compress=source.compress)
             select = store.selection()
-            label_graph(content, imported.index, select)
+            label_graph(content, imported.index, ImportOptions(select=select))
             manifests = _manifests(content, imported, select)
             for unpacking in self.unpackings(store):
                 unpacker = self.parts.unpacker(held, unpacking, reporter)

@@ -164,7 +164,8 @@ class Graph:
         self.downloads.tell_of(descriptor, found)
         if kind_of(descriptor.media_type) == "index":
             return self._of_index(item, found)
-        return [_Wanted(child, True) for child in (found if item.whole else found[:1])]
+        layers = item.whole and not self.options.metadata_only
+        return [_Wanted(child, True) for child in (found if layers else found[:1])]
 
     def _of_index(self, item: _Wanted, found: Sequence[Descriptor]) -> list[_Wanted]:
         chosen = choose(found, matcher_of(self.options.select), limit_of(self.options.select))

@@ -142,8 +142,12 @@ def label(call: Call) -> None:
         update_mask=FieldMask(paths=[f"labels.{key}" for key in labels]),
     )
     with connect(call) as client:
-        answer = client.unary(CONTENT + "Update", request, UpdateResponse)
-    shown = answer.info.labels if answer.info else {}
+        # an update that names no label would clear them all, and with them what the blob keeps
+        if labels:
+            found = client.unary(CONTENT + "Update", request, UpdateResponse).info
+        else:
+            found = client.unary(CONTENT + "Info", InfoRequest(digest=digest), InfoResponse).info
+    shown = found.labels if found else {}
     print(",".join(f"{key}={value}" for key, value in shown.items()))
 
 
@@ -215,6 +219,13 @@ def collect(call: Call) -> None:
         leases.delete(made.id, sync=not call.bool("async"))
 
 
+def edit(call: Call) -> None:
+    """Have an editor change a copy of a blob; prints the new one's digest."""
+    from kontti.cmd.ctr.editing import edit as run
+
+    run(call)
+
+
 def single(name: str) -> Callable[[Call], None]:
     """The function ``name`` for one blob at a registry, imported when it is wanted."""
 
@@ -251,6 +262,13 @@ COMMANDS = (
         flags=[Flag("timeout,t", DURATION), Flag("root")],
     ),
     Command("delete,del,remove,rm", delete, "permanently delete blobs", args="[<digest>, ...]"),
+    Command(
+        "edit",
+        edit,
+        "edit a blob and return a new digest",
+        args="[flags] <digest>",
+        flags=[Flag("validate"), Flag("editor", env="EDITOR")],
+    ),
     Command(
         "fetch",
         fetch,

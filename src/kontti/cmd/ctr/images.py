@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kontti.cmd.ctr.content import registry_flags
-from kontti.cmd.ctr.grammar import BOOL, INT, LIST, Call, Command, Flag, UsageError
+from kontti.cmd.ctr.grammar import BOOL, DURATION, INT, LIST, Call, Command, Flag, UsageError
 from kontti.cmd.ctr.hints import hint_elsewhere
 from kontti.cmd.ctr.output import binary_size, error, labels_text, warn, write_table
 from kontti.cmd.ctr.session import IMAGES, SNAPSHOTTER, connect, key_values
@@ -24,6 +24,8 @@ from kontti.wire.messages.services.images.v1.images import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kontti.client.client import Client
     from kontti.content.base import Provider
     from kontti.values import Descriptor
@@ -102,47 +104,12 @@ def platforms_text(content: Provider, target: Descriptor) -> str:
     return ",".join(sorted(names)) or "-"
 
 
-def check(call: Call) -> None:
-    """Whether each image's content is here, and unpacked."""
-    from kontti.client.content import RemoteContent
-    from kontti.client.convert import descriptor_from_wire
-    from kontti.client.stores import RemoteSnapshotter
-    from kontti.cmd.ctr.transfers import snapshotter
-    from kontti.images import image_check
-    from kontti.images.platforms import default, only
-
-    rows = []
-    with connect(call) as client:
-        content, matcher = RemoteContent(client), only(default())
-        stat = RemoteSnapshotter(client, snapshotter(call)).stat
-        for image in images(client, call.args):
-            target = descriptor_from_wire(image.target)
-            status = image_check.check(content, target, matcher)
-            required, present = len(status.required), len(status.present)
-            size, here = status.size, status.present_size
-            unpacked = status.complete and image_check.is_unpacked(content, target, matcher, stat)
-            if call.bool("quiet"):
-                if status.complete:
-                    print(image.name)
-                continue
-            rows.append(
-                (
-                    image.name,
-                    target.media_type,
-                    target.digest,
-                    f"{status.word} ({present}/{required})",
-                    f"{binary_size(here)}/{binary_size(size)}",
-                    "true" if unpacked else "false",
-                )
-            )
-    if not call.bool("quiet"):
-        write_table([("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), *rows])
-
-
 def tag(call: Call) -> None:
     """Give an image more names on this side; prints each."""
     source = call.arg(0, "please provide an image reference to tag from")
     call.arg(1, "please provide an image reference to tag to")
+    if not call.bool("skip-reference-check"):
+        check_names(call.args[1:])
     with connect(call) as client:
         image = get(client, source)
         for name in call.args[1:]:
@@ -155,6 +122,20 @@ def tag(call: Call) -> None:
                 client.unary(IMAGES + "Delete", DeleteImageRequest(name=name), Empty)
                 client.unary(IMAGES + "Create", CreateImageRequest(image=made), CreateImageResponse)
             print(name)
+
+
+def check_names(names: list[str]) -> None:
+    """Raises UsageError for a name that no client would take."""
+    from kontti.registry.reference import docker_normalize
+
+    for name in names:
+        try:
+            docker_normalize(name)
+        except Error as problem:
+            raise UsageError(
+                f'error parsing reference: "{name}" is not a valid repository/tag: '
+                f"{problem.message}"
+            ) from None
 
 
 def label(call: Call) -> None:
@@ -191,60 +172,13 @@ def remove(call: Call) -> int:
     return failure
 
 
-def usage(call: Call) -> None:
-    """What an image's snapshots take."""
-    from kontti.client.content import RemoteContent
-    from kontti.client.convert import descriptor_from_wire
-    from kontti.client.stores import RemoteSnapshotter
-    from kontti.cmd.ctr.transfers import snapshotter
-    from kontti.images.graph import find_manifest
-    from kontti.images.identity import chain_ids
-    from kontti.images.manifest import read_config
-    from kontti.images.platforms import default, only
-
-    name = call.arg(0, "please provide an image reference")
-    with connect(call) as client:
-        content = RemoteContent(client)
-        target = descriptor_from_wire(get(client, name).target)
-        _, manifest = find_manifest(content, target, only(default()))
-        chains = chain_ids(read_config(content, manifest.config).diff_ids)
-        store = RemoteSnapshotter(client, snapshotter(call))
-        usages = [(chain, store.usage(chain)) for chain in chains]
-    rows = [(chain, binary_size(u.size), str(u.inodes)) for chain, u in usages]
-    size, inodes = sum(u.size for _, u in usages), sum(u.inodes for _, u in usages)
-    write_table([("KEY", "SIZE", "INODES"), *rows, ("total", binary_size(size), str(inodes))])
-
-
-def inspect(call: Call) -> None:
-    """An image's tree: its descriptors, one below the other."""
-    from kontti.client.content import RemoteContent
-    from kontti.client.convert import descriptor_from_wire
-    from kontti.images.manifest import children
-
-    name = call.arg(0, "please provide an image reference")
-    with connect(call) as client:
-        content = RemoteContent(client)
-        stack = [(descriptor_from_wire(get(client, name).target), 0)]
-        print(name)
-        while stack:
-            descriptor, depth = stack.pop()
-            indent = "   " * depth
-            size = f"{descriptor.size} bytes"
-            print(f"{indent}└── {descriptor.media_type} @{descriptor.digest} ({size})")
-            try:
-                below = list(children(content, descriptor))
-            except NotFound:
-                continue
-            stack.extend((child, depth + 1) for child in reversed(below))
-
-
-def transfer(name: str) -> object:
-    """A function that does the transfer ``name``, imported when it is wanted."""
+def later(module: str, name: str) -> Callable[[Call], None]:
+    """A function of another module here, imported when it is wanted."""
 
     def run(call: Call) -> None:
-        from kontti.cmd.ctr import moves
+        from importlib import import_module
 
-        getattr(moves, name)(call)
+        getattr(import_module(f"kontti.cmd.ctr.{module}"), name)(call)
 
     return run
 
@@ -272,14 +206,14 @@ _PLATFORMS = (Flag("platform", LIST), Flag("all-platforms", BOOL))
 COMMANDS = (
     Command(
         "check",
-        check,
+        later("image_state", "check"),
         "check existing images to ensure all content is available locally",
         args="[flags] [<filter>, ...]",
         flags=[Flag("quiet,q", BOOL), SNAPSHOTTER],
     ),
     Command(
         "export",
-        transfer("export"),  # type: ignore[arg-type]
+        later("moves", "export"),
         "export images",
         args="[flags] <out> <image> ...",
         flags=[
@@ -291,7 +225,7 @@ COMMANDS = (
     ),
     Command(
         "import",
-        transfer("import_"),  # type: ignore[arg-type]
+        later("moves", "import_"),
         "import images",
         args="[flags] <in>",
         flags=[
@@ -310,7 +244,66 @@ COMMANDS = (
         ],
     ),
     Command(
-        "inspect,i", inspect, "inspect an image", args="<image>", flags=[Flag("content", BOOL)]
+        "inspect,i",
+        later("image_tree", "inspect"),
+        "inspect an image",
+        args="<image> [flags]",
+        flags=[Flag("content", BOOL, "show JSON content")],
+    ),
+    Command(
+        "convert",
+        later("image_files", "convert"),
+        "convert an image",
+        args="[flags] <source_ref> <target_ref>",
+        flags=[
+            *_PLATFORMS,
+            Flag("uncompress", BOOL, "convert tar.gz layers to uncompressed tar layers"),
+            Flag("oci", BOOL, "convert Docker media types to OCI media types"),
+            Flag("erofs"),
+            Flag("erofs-compressors"),
+            Flag("erofs-mkfs-options"),
+        ],
+    ),
+    Command(
+        "mount",
+        later("image_files", "mount"),
+        "mount an image to a target path",
+        args="[flags] <ref> [<target>]",
+        flags=[
+            *registry_flags(),
+            SNAPSHOTTER,
+            Flag("label", LIST),
+            Flag("rw", BOOL, "enable write support on the mount"),
+            Flag("platform", help="mount the image for the specified platform"),
+            Flag("sync-fs", BOOL),
+            Flag(
+                "expiration,x", DURATION, "when the mount and its snapshot may go", default=3600.0
+            ),
+        ],
+    ),
+    Command(
+        "unmount",
+        later("image_files", "unmount"),
+        "unmount the image from the target",
+        args="[flags] <target>",
+        flags=[
+            *registry_flags(),
+            SNAPSHOTTER,
+            Flag("label", LIST),
+            Flag("rm", BOOL, "remove the snapshot after a successful unmount"),
+        ],
+    ),
+    Command(
+        "build-erofs-cache",
+        later("image_files", "build_erofs_cache"),
+        "build an erofs layer content cache from an image's layers",
+        args="[flags] <image_ref> <cache_dir>",
+        flags=[
+            Flag("compressors"),
+            Flag("mkfs-options"),
+            Flag("platform"),
+            Flag("dmverity", BOOL),
+        ],
     ),
     Command(
         "list,ls",
@@ -321,7 +314,7 @@ COMMANDS = (
     ),
     Command(
         "pull",
-        transfer("pull"),  # type: ignore[arg-type]
+        later("moves", "pull"),
         "pull an image from a remote",
         args="[flags] <ref>",
         flags=[
@@ -340,7 +333,7 @@ COMMANDS = (
     Command("prune", prune, "remove unused images", flags=[Flag("all", BOOL)]),
     Command(
         "push",
-        transfer("push"),  # type: ignore[arg-type]
+        later("moves", "push"),
         "push an image to a remote",
         args="[flags] <remote> [<local>]",
         flags=[
@@ -362,7 +355,7 @@ COMMANDS = (
     ),
     Command(
         "tag",
-        transfer("tag"),  # type: ignore[arg-type]
+        later("moves", "tag"),
         "tag an image",
         args="[flags] <source_ref> <target_ref> [<target_ref>, ...]",
         flags=[Flag("force", BOOL), Flag("local", BOOL), Flag("skip-reference-check", BOOL)],
@@ -376,7 +369,7 @@ COMMANDS = (
     ),
     Command(
         "usage",
-        usage,
+        later("image_state", "usage"),
         "display usage of snapshots for a given image ref",
         args="[flags] <ref>",
         flags=[SNAPSHOTTER],

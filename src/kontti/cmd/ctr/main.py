@@ -60,6 +60,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("sandboxes", ("sandbox", "sb", "s"), "manage sandboxes", "sandboxes"),
     ("snapshots", ("snapshot",), "manage snapshots", "snapshots"),
     ("tasks", ("t", "task"), "manage tasks", "tasks"),
+    ("install", (), "install a new package", "install"),
     ("oci", (), "OCI tools", "oci"),
     ("info", (), "print the server info", "info"),
     ("deprecations", (), "show what is deprecated and used", "deprecations"),

@@ -11,9 +11,14 @@ from kontti.cmd.ctr.session import namespace_of
 
 def spec(call: Call) -> None:
     """The default OCI spec."""
+    from kontti.errors import Unimplemented
+    from kontti.images.platforms import parse
     from kontti.oci.base import Context, build
     from kontti.oci.encode import encode
 
+    wanted = call.str("platform")
+    if wanted and parse(wanted).os != "linux":
+        raise Unimplemented(f"a spec for {wanted}: only Linux's are made here")
     print_json(json.loads(encode(build(Context(namespace_of(call), ""), []))))
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from kontti.cmd.ctr.grammar import BOOL, Call, Command, Flag
-from kontti.cmd.ctr.output import write_table
+from kontti.cmd.ctr.flags import RUNTIME
+from kontti.cmd.ctr.grammar import BOOL, Call, Command, Flag, UsageError
+from kontti.cmd.ctr.output import print_json, write_table
 from kontti.cmd.ctr.session import INTROSPECTION, connect
 from kontti.wire.messages.services.introspection.v1.introspection import (
     Plugin,
+    PluginInfoRequest,
+    PluginInfoResponse,
     PluginsRequest,
     PluginsResponse,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kontti.wire.messages.google import Any
+
+RUNTIME_TYPE = "io.containerd.runtime.v2"
 UNIMPLEMENTED = 12
 """gRPC's number."""
 
@@ -60,11 +68,70 @@ def describe(plugin: Plugin) -> None:
     print()
 
 
+def inspect_runtime(call: Call) -> None:
+    """What the shim of a runtime is and can, as it tells itself."""
+    from kontti.cmd.ctr.runtimes import runtime_options
+    from kontti.wire.messages.types.introspection import RuntimeInfo, RuntimeRequest
+    from kontti.wire.typeurl import pack, unpack
+
+    asked = RuntimeRequest(runtime_path=call.str("runtime"), options=runtime_options(call))
+    request = PluginInfoRequest(type=RUNTIME_TYPE, id="task", options=pack(asked))
+    with connect(call) as client:
+        answer = client.unary(INTROSPECTION + "PluginInfo", request, PluginInfoResponse)
+    if answer.extra is None:
+        raise UsageError("the daemon tells nothing of runtimes")
+    found = unpack(answer.extra, RuntimeInfo)
+    version = found.version
+    print_json(
+        {
+            "Name": found.name,
+            "Version": {
+                "Version": version.version if version else "",
+                "Revision": version.revision if version else "",
+            },
+            "Options": shown_options(found.options),
+            "Features": shown_features(found.features),
+            "Annotations": found.annotations or None,
+        }
+    )
+
+
+def shown_options(packed: Any | None) -> object:
+    """runc's options by name, those that are set; of others the type."""
+    from kontti.wire.messages.types.runc.options.oci import Options
+    from kontti.wire.typeurl import name_of
+
+    if packed is None:
+        return None
+    if name_of(packed.type_url) != Options.NAME:
+        return {"@type": packed.type_url}
+    options = Options.decode(packed.value)
+    values = ((name, getattr(options, name)) for _, name, _ in Options.FIELDS)
+    return {name: value for name, value in values if value}
+
+
+def shown_features(packed: Any | None) -> object:
+    """What the OCI runtime can, as JSON."""
+    import json
+
+    try:
+        return json.loads(packed.value) if packed is not None else None
+    except ValueError:
+        raise UsageError("the runtime's features are no JSON") from None
+
+
 COMMANDS = (
     Command(
         "list,ls",
         list_,
         "lists containerd plugins",
         flags=[Flag("quiet,q", BOOL), Flag("detailed,d", BOOL)],
+    ),
+    Command(
+        "inspect-runtime",
+        inspect_runtime,
+        "display runtime info",
+        args="[flags]",
+        flags=RUNTIME,
     ),
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 from kontti.cmd.ctr.grammar import BOOL, LIST, STRING, Call, Command, Flag, UsageError
 from kontti.cmd.ctr.output import binary_size, print_json, rfc3339, write_table
 from kontti.cmd.ctr.session import (
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
     from kontti.wire.messages.types.mount import Mount
 
 KINDS = ("Unknown", "View", "Active", "Committed")
+DIFF_SECONDS = 3600.0
+EXPIRE = "containerd.io/gc.expire"
 UNPACK_LABEL = "containerd.io/gc.root"
 FLAGS = (SNAPSHOTTER,)
 
@@ -91,8 +96,8 @@ def draw(children: dict[str, list[str]], root: str) -> None:
     stack = [(root, 0)]
     while stack:
         name, depth = stack.pop()
-        prefix = " " + "  " * depth + ("\\_ " if depth else "")
-        print(f"{prefix}{name}")
+        prefix = "  " * depth + ("\\_" if depth else "")
+        print(f"{prefix} {name}")
         stack.extend((child, depth + 1) for child in reversed(children.get(name, [])))
 
 
@@ -163,8 +168,6 @@ def view(call: Call) -> None:
 
 def gc_root() -> dict[str, str]:
     """The label that keeps a snapshot made by hand."""
-    import time
-
     return {UNPACK_LABEL: rfc3339(time.time_ns(), fraction=False)}
 
 
@@ -189,7 +192,8 @@ def mount_json(mount: Mount) -> dict[str, object]:
 def print_mounts(target: str, mounts: Sequence[Mount]) -> None:
     """The mount(8) command lines."""
     for mount in mounts:
-        print(f"mount -t {mount.type} {mount.source} {target} -o {','.join(mount.options)}")
+        place = os.path.join(target, mount.target.lstrip("/")) if mount.target else target
+        print(f"mount -t {mount.type} {mount.source} {place} -o {','.join(mount.options)}")
 
 
 def mounts(call: Call) -> None:
@@ -246,7 +250,7 @@ def remove(call: Call) -> None:
 
 
 def label(call: Call) -> None:
-    """Set and clear labels."""
+    """Set and clear labels; prints what the snapshot has then."""
     key = call.arg(0, "please specify a snapshot")
     labels = key_values(call.args[1:])
     name = snapshotter_of(call)
@@ -256,44 +260,72 @@ def label(call: Call) -> None:
         update_mask=FieldMask(paths=[f"labels.{k}" for k in labels]),
     )
     with connect(call) as client:
-        answer = client.unary(SNAPSHOTS + "Update", request, UpdateSnapshotResponse)
-    shown = answer.info.labels if answer.info else {}
+        # an update that names no label would clear them all
+        if labels:
+            answer = client.unary(SNAPSHOTS + "Update", request, UpdateSnapshotResponse)
+            shown = answer.info.labels if answer.info else {}
+        else:
+            shown = stat(client, name, key).labels
     print(",".join(f"{k}={v}" for k, v in shown.items()))
 
 
 def diff(call: Call) -> None:
-    """Make a layer of the difference of two snapshots; prints it to stdout unless --keep."""
-    right = call.arg(-1 if len(call.args) > 1 else 0, "needs one or two arguments")
-    name = snapshotter_of(call)
-    with connect(call) as client:
-        left = call.args[0] if len(call.args) > 1 else stat(client, name, right).parent
-        with views(client, name, (left, right)) as (lower, upper):
-            request = DiffRequest(
-                left=lower,
-                right=upper,
-                media_type=call.str("media-type"),
-                ref=call.str("ref"),
-                labels=key_values(call.list("label")),
-            )
-            made = client.unary(DIFF + "Diff", request, DiffResponse).diff
-        if made is None:
-            raise UsageError("the server made no diff")
-        from kontti.cmd.ctr.content import delete_blob, print_blob
+    """Write the difference of two snapshots (of one and its parent) as a layer to stdout."""
+    from kontti.client.stores import RemoteLeases
+    from kontti.cmd.ctr.content import print_blob
 
-        print_blob(client, made.digest)
-        if not call.bool("keep"):
-            delete_blob(client, made.digest)
+    right = call.arg(-1 if len(call.args) > 1 else 0, "snapshot id must be provided")
+    name, labels = snapshotter_of(call), key_values(call.list("label"))
+    if call.bool("keep"):
+        labels |= gc_root()
+    with connect(call) as client:
+        leases = RemoteLeases(client)
+        made = leases.create("", expiring(DIFF_SECONDS))
+        try:
+            # what is made is the lease's alone: an image's own layer may be the same blob
+            with client.with_lease(made.id):
+                left = call.args[0] if len(call.args) > 1 else stat(client, name, right).parent
+                with views(client, name, (left, right)) as (lower, upper):
+                    print_blob(client, layer_of(client, call, lower, upper, labels))
+        finally:
+            leases.delete(made.id)
+
+
+def layer_of(
+    client: Client, call: Call, lower: list[Mount], upper: list[Mount], labels: dict[str, str]
+) -> str:
+    """The digest of the layer that the daemon makes of a difference."""
+    request = DiffRequest(
+        left=lower,
+        right=upper,
+        media_type=call.str("media-type"),
+        ref=call.str("ref"),
+        labels=labels,
+    )
+    made = client.unary(DIFF + "Diff", request, DiffResponse, timeout=DIFF_SECONDS).diff
+    if made is None:
+        raise UsageError("the server made no diff")
+    return made.digest
+
+
+def expiring(seconds: float) -> dict[str, str]:
+    """The label of a lease that is over after ``seconds``, should nobody be left to delete it."""
+    return {EXPIRE: rfc3339(time.time_ns() + int(seconds * 1e9), fraction=False)}
 
 
 class views:  # noqa: N801 used as a function
-    """Read-only mounts of two snapshots, their views removed at the end."""
+    """Read-only mounts of two snapshots, their views (the lease's) removed at the end."""
 
     def __init__(self, client: Client, snapshotter: str, keys: tuple[str, str]) -> None:
         self._client, self._snapshotter, self._keys = client, snapshotter, keys
         self._made: list[str] = []
 
     def __enter__(self) -> tuple[list[Mount], list[Mount]]:
-        return self._mounts(self._keys[0], "lower"), self._mounts(self._keys[1], "upper")
+        try:
+            return self._mounts(self._keys[0], "lower"), self._mounts(self._keys[1], "upper")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _mounts(self, key: str, side: str) -> list[Mount]:
         if not key:
@@ -301,12 +333,8 @@ class views:  # noqa: N801 used as a function
         if KINDS[stat(self._client, self._snapshotter, key).kind] != "Committed":
             request = MountsRequest(snapshotter=self._snapshotter, key=key)
             return list(self._client.unary(SNAPSHOTS + "Mounts", request, MountsResponse).mounts)
-        import time
-
         view_key = f"{key}-{side}-view-{time.time_ns()}"
-        asked = ViewSnapshotRequest(
-            snapshotter=self._snapshotter, key=view_key, parent=key, labels=gc_root()
-        )
+        asked = ViewSnapshotRequest(snapshotter=self._snapshotter, key=view_key, parent=key)
         answer = self._client.unary(SNAPSHOTS + "View", asked, ViewSnapshotResponse)
         self._made.append(view_key)
         return list(answer.mounts)
@@ -315,6 +343,13 @@ class views:  # noqa: N801 used as a function
         for key in self._made:
             request = RemoveSnapshotRequest(snapshotter=self._snapshotter, key=key)
             self._client.unary(SNAPSHOTS + "Remove", request, Empty)
+
+
+def unpack(call: Call) -> None:
+    """Unpack an image by its digest."""
+    from kontti.cmd.ctr.image_files import unpack as run
+
+    run(call)
 
 
 _TARGET = (Flag("target,t", STRING, "mount target path"), Flag("mounts", BOOL, "print the mounts"))
@@ -344,6 +379,13 @@ COMMANDS = (
     Command("prepare", prepare, "prepare a snapshot", args="<key> [<parent>]", flags=_TARGET),
     Command("delete,del,remove,rm", remove, "remove snapshots", args="<key> [<key>, ...]"),
     Command("label", label, "add labels to content", args="<name> [<label>=<value> ...]"),
+    Command(
+        "unpack",
+        unpack,
+        "unpack applies layers from a manifest to a snapshot",
+        args="[flags] <digest>",
+        flags=[SNAPSHOTTER, Flag("sync-fs", BOOL)],
+    ),
     Command("tree", tree, "display tree view of snapshot branches"),
     Command("usage", usage, "usage snapshots", args="[<key>, ...]", flags=[Flag("b", BOOL)]),
     Command("view", view, "create a read-only snapshot", args="<key> [<parent>]", flags=_TARGET),

@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 
 from kontti.client.stores import RemoteStores
-from kontti.cmd.ctr.grammar import Call
+from kontti.cmd.ctr.grammar import Call, UsageError
 from kontti.cmd.ctr.progress import shown
 from kontti.cmd.ctr.registries import selection, session
 from kontti.cmd.ctr.session import DEFAULT_SNAPSHOTTER, key_values, namespace_of
@@ -69,6 +69,7 @@ def fetch(call: Call) -> None:
         unpack=None,
         labels=key_values(call.list("label")),
         skip_metadata=call.bool("skip-metadata"),
+        metadata_only=call.bool("metadata-only"),
     )
     with Remote(call) as remote, session(call) as registries:
         run(remote.parts, remote.scope, Resolver(registries), name, options, progress=shown())
@@ -110,6 +111,7 @@ def import_(call: Call) -> None:
     from kontti.transfer.import_ import ImportOptions, import_archive
 
     path = call.arg(0, "please provide a path to import, or - for stdin")
+    check_import(call)
     base = call.str("base-name")
     unpack = None if call.bool("no-unpack") else Unpacking(snapshotter(call), call.bool("sync-fs"))
     options = ImportOptions(
@@ -122,6 +124,7 @@ def import_(call: Call) -> None:
         unpack=unpack,
         labels=key_values(call.list("label")),
         compress=call.bool("compress-blobs"),
+        discard_unpacked_layers=call.bool("discard-unpacked-layers"),
     )
     source = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115 closed below
     with source, Remote(call) as remote:
@@ -132,6 +135,14 @@ def import_(call: Call) -> None:
         done = "...done" if unpack else ""
         verb = "unpacking" if unpack else "imported"
         print(f"{verb} {image.name} ({image.target.digest}){done}")
+
+
+def check_import(call: Call) -> None:
+    """Raises UsageError for flags that do not go together."""
+    if call.bool("no-unpack") and call.bool("discard-unpacked-layers"):
+        raise UsageError("--discard-unpacked-layers and --no-unpack are incompatible options")
+    if call.bool("skip-digest-for-named") and not call.bool("digests"):
+        raise UsageError("--skip-digest-for-named must be specified with --digests option")
 
 
 def quiet_progress(_progress: Progress) -> None:

@@ -30,6 +30,7 @@ def parser() -> ArgumentParser:
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands)
     add_images(commands)
+    add_disk(commands)
     add_containers(commands)
     return made
 
@@ -93,9 +94,37 @@ def add_images(commands: Commands) -> None:
     load = add(commands, "load", ("images", "load"), "store the images of an archive")
     load.add_argument("-i", "--input", default="-", help="a file (default: stdin)")
     images = add(commands, "images", ("images", "images"), "list images")
+    images.add_argument("-q", "--quiet", action="store_true", help="only their names")
+    images.add_argument("--digests", action="store_true", help="whole digests")
+    images.add_argument(
+        "--filter", action="append", default=[], help="such as reference=alpine*, dangling=true"
+    )
     add_format(images)
     rmi = add(commands, "rmi", ("images", "rmi"), "remove images")
     rmi.add_argument("image", metavar="IMAGE", nargs="+")
+
+
+def add_disk(commands: Commands) -> None:
+    """Names and archives of images, and what things take on the disk."""
+    tag = add(commands, "tag", ("disk", "tag"), "give an image more names")
+    tag.add_argument("source", metavar="SOURCE")
+    tag.add_argument("names", metavar="NAME", nargs="+")
+    save = add(commands, "save", ("disk", "save"), "write images as an archive")
+    save.add_argument("-o", "--output", default="-", help="a file (default: stdout)")
+    save.add_argument("--platform", default="", help="OS/ARCH, or all (default: this host's)")
+    save.add_argument("image", metavar="IMAGE", nargs="+")
+    history = add(commands, "history", ("disk", "history"), "show how an image was built")
+    history.add_argument("-q", "--quiet", action="store_true", help="only the layers' digests")
+    history.add_argument("--no-trunc", action="store_true", help="every word of it")
+    history.add_argument("image", metavar="IMAGE")
+    df = add(commands, "df", ("disk", "df"), "show what images and containers take on the disk")
+    prune = add(commands, "prune", ("disk", "prune"), "remove images that no tag names")
+    prune.add_argument(
+        "-a", "--all", action="store_true", help="all images not used, and ended containers"
+    )
+    prune.add_argument("-f", "--force", action="store_true", help="do not ask")
+    for command in (history, df, prune):
+        add_format(command)
 
 
 def add_containers(commands: Commands) -> None:

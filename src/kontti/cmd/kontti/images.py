@@ -64,14 +64,17 @@ def load(root: Root, args: argparse.Namespace) -> int:
 def images(root: Root, args: argparse.Namespace) -> int:
     """List the stored images."""
     with root.engine() as engine:
-        found = engine.images()
+        found = engine.images(args.filter)
+    if args.quiet:
+        print("".join(f"{image.name}\n" for image in found), end="")
+        return 0
     if args.format == "json":
         show_json([dataclasses.asdict(image) for image in found])
         return 0
     rows = [
         [
             image.name,
-            image.digest[:19],
+            image.digest if args.digests else image.digest[:19],
             decimal_size(image.size),
             ",".join(image.platforms),
             f"{age(image.created_at)} ago",
