@@ -112,6 +112,8 @@ def push(call: Call) -> None:
 
 def import_(call: Call) -> None:
     """Import an archive from a file, or from stdin for ``-``."""
+    from kontti.cmd.ctr import transfers
+
     transfers.check_import(call)
     path = call.arg(0, "please provide a path to import, or - for stdin")
     verb, done = ("imported", "") if call.bool("no-unpack") else ("unpacking", "...done")
