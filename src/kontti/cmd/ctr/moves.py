@@ -135,8 +135,6 @@ def import_(call: Call) -> None:
         if file:
             os.close(file)
     if not finished:
-        from kontti.cmd.ctr import transfers
-
         transfers.import_(call)
 
 
