@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -292,14 +293,29 @@ def test_what_is_there_is_built_upon(tmp_path: Path) -> None:
     assert made["etc/deep"].owner == (5, 6)
 
 
-def test_two_transfers_of_one_image_do_the_work_once(tmp_path: Path) -> None:
+def test_two_transfers_of_one_image_do_the_work_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extracted: list[Descriptor] = []
+
+    def counting(function: Any) -> Any:
+        def count(self: LayerApplier, layer: Descriptor, *rest: Any) -> Any:
+            extracted.append(layer)
+            return function(self, layer, *rest)
+
+        return count
+
+    for name in ("apply", "apply_ahead"):
+        monkeypatch.setattr(LayerApplier, name, counting(getattr(LayerApplier, name)))
     data = image([[Entry(f"f{n}", os.urandom(100_000))] for n in range(6)])
     with opened(tmp_path, 2) as stores:
         parts = stores.transfer_parts()
         with ThreadPoolExecutor(3) as pool:
             made = [pool.submit(load, parts, data) for _ in range(3)]
             assert len({future.result(60).unpacked[0].chain_id for future in made}) == 1
+        stores.gc.collect_and_wait()
         assert len(directories(stores)) == 6
+    assert len(extracted) == len({layer.digest for layer in extracted}) == 6
 
 
 def test_a_snapshotter_that_cannot_rebase_takes_them_in_turn(tmp_path: Path) -> None:
