@@ -70,6 +70,10 @@ def values(base: Path, registry: str, image: images.Image) -> dict[str, str]:
         "pidfile": str(base / "pid"),
         "logfile": str(base / "log"),
         "exit7": shlex.quote("exit 7"),
+        "said": shlex.quote("echo from inside; sleep 0.3"),
+        "where": shlex.quote("pwd; sleep 0.3"),
+        "who": shlex.quote("id; sleep 0.3"),
+        "copy": shlex.quote("cat; sleep 0.3"),
         "streams": shlex.quote("echo out; echo err >&2"),
         "talk": shlex.quote("echo started; exec sleep 1000"),
     }
