@@ -10,18 +10,27 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from kontti.client.client import FOREVER, Client
-from kontti.errors import AlreadyExists, Error, InvalidArgument, NotFound, Unimplemented
+from kontti.errors import (
+    AlreadyExists,
+    Error,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from kontti.wire.messages.google import Any
 from kontti.wire.messages.services.sandbox.v1 import sandbox as api
 from kontti.wire.messages.types.sandbox import Sandbox, SandboxRuntime
 from kontti.wire.protobuf import Message
 from tests.root.test_events import watch
 from tests.support import daemons
+from tests.support.api import connected
 from tests.support.host import IMAGE, Host, gone, host
 
 pytestmark = pytest.mark.root
@@ -180,6 +189,33 @@ def test_containers_share_the_sandboxs_shim(here: Host, sandboxes: Sandboxes) ->
     sandboxes.remove("pod")
     assert here.tasks() == {}
     here.out("containers", "rm", "one", "two", "three")
+
+
+@pytest.mark.parametrize("prefix", ["", "ttrpc+"])
+def test_a_task_in_a_shim_that_the_caller_names(
+    here: Host, sandboxes: Sandboxes, tmp_path: Path, prefix: str
+) -> None:
+    sandboxes.create("pod")
+    started = sandboxes.start("pod")
+    with connected(here.address, here.namespace, tmp_path) as tasks:
+        tasks.record("named", tasks.spec("named", *SLEEP))
+        where = prefix + started.address.removeprefix("ttrpc+")
+        pid = tasks.create("named", task_api_address=where, task_api_version=started.version)
+        assert parent(pid) == started.pid
+        tasks.start("named")
+        tasks.kill("named")
+        assert tasks.wait("named").code == 137
+        tasks.delete("named")
+        # the shim is not the task's to end
+        assert sandboxes.status("pod").state == "SANDBOX_READY"
+        with pytest.raises(InvalidArgument, match="task API address"):
+            tasks.create("named", task_api_address="/etc/passwd")
+        with pytest.raises(InvalidArgument, match="task API version 9"):
+            tasks.create("named", task_api_address=where, task_api_version=9)
+        with pytest.raises(Unavailable):
+            tasks.create("named", task_api_address="unix:///no/such.sock")
+        tasks.forget("named")
+    sandboxes.remove("pod")
 
 
 def test_a_shim_that_is_a_binary(here: Host, sandboxes: Sandboxes) -> None:

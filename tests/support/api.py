@@ -92,7 +92,7 @@ class Api:
         """Remove a container's record."""
         self.client.unary(CONTAINERS + "Delete", records.DeleteContainerRequest(id=id), Empty)
 
-    def create(self, id: str, **streams: str) -> int:
+    def create(self, id: str, **streams: object) -> int:
         """Create the task of a record; its pid."""
         rootfs = Mount(type="bind", source=str(self.rootfs), options=["rbind", "rw"])
         request = api.CreateTaskRequest(container_id=id, rootfs=[rootfs], **streams)  # type: ignore[arg-type]

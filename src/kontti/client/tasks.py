@@ -90,6 +90,8 @@ class RemoteTasks:
             checkpoint=_checkpoint(options),
             options=any_to_wire(options.options),
             runtime_path=options.runtime_path,
+            task_api_address=options.task_api_address,
+            task_api_version=options.task_api_version,
         )
         return (await Call(scope, "Create", request, api.CreateTaskResponse)).pid
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 
 from kontti.errors import Error
@@ -43,3 +44,9 @@ def unlink_dead(address: str) -> None:
                 os.unlink(path)
         except (OSError, ValueError):
             return
+
+
+def kill(pid: int) -> None:
+    """End a shim that was just started and cannot be reached."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kontti.errors import AlreadyExists, Error, NotFound, Unavailable
 from kontti.runtime.bundle import BUILTIN, Bootstrap, Bundle, Bundles
 from kontti.runtime.external import External, resolve
-from kontti.runtime.leftovers import clean_own, unlink_dead
+from kontti.runtime.leftovers import clean_own, kill, unlink_dead
 from kontti.runtime.sandboxes import SandboxShims
 from kontti.runtime.shim import Shim
 from kontti.runtime.shim_log import ShimLog
@@ -61,7 +61,8 @@ class RuntimeSettings:
 class Start:
     """What a new task needs of a shim: its spec, the runtime's name or path, and the group.
 
-    ``options`` are the runtime's, as a google.protobuf.Any; ``sandbox`` is the one it belongs to.
+    ``options`` are the runtime's, as a google.protobuf.Any; ``sandbox`` is the one it belongs to;
+    ``api`` is where a shim listens already that is to be used.
     """
 
     spec: bytes | None
@@ -70,6 +71,7 @@ class Start:
     options: bytes = b""
     group: str = ""
     sandbox: str = ""
+    api: Bootstrap | None = None
 
 
 class ShimManager:
@@ -115,7 +117,16 @@ class ShimManager:
         if self.sandboxes.address(bundle.namespace, bundle.id):
             raise AlreadyExists(f"sandbox {bundle.id}")
         host = await self._host(bundle, start.sandbox) if start.sandbox else None
+        if start.api is not None:
+            host = await self._given(bundle, start, start.api)
         return await self._start(bundle, start, host)
+
+    async def _given(self, bundle: Bundle, start: Start, api: Bootstrap) -> Shim:
+        """The shim that the caller says to use; it is the caller's to end."""
+        binary = self._binary(start)
+        async with self._lock(api.address):
+            self.sandboxes.given.add(api.address)
+            return self._shims.get(api.address) or await self._connect(bundle, api, binary)
 
     async def start_sandbox(self, bundle: Bundle, start: Start) -> Shim:
         """Make the bundle and start the shim of a sandbox; a failure leaves neither.
@@ -165,25 +176,27 @@ class ShimManager:
 
     def _prepare(self, bundle: Bundle, start: Start, host: Shim | None) -> str:
         """Find the shim's binary and make the bundle, with all of it that is known now."""
-        builtin = self.is_own(start.runtime, start.path)
-        binary = host.binary if host is not None else BUILTIN
-        if host is None and not builtin:
-            try:
-                binary = resolve(start.runtime, start.path)
-            except Error as error:
-                raise type(error)(f"failed to start shim: {error.message}") from None
+        binary = host.binary if host is not None else self._binary(start)
         bundle.make(start.spec)
         try:
             bundle.write_binary(binary)
             if host is not None:
                 bundle.write_sandbox(start.sandbox)
                 bundle.write_bootstrap(host.bootstrap)
-            elif builtin:
+            elif binary == BUILTIN:
                 bundle.write_bootstrap(self.zygote.bootstrap(bundle, start.group))
         except BaseException:
             bundle.delete()
             raise
         return binary
+
+    def _binary(self, start: Start) -> str:
+        if self.is_own(start.runtime, start.path):
+            return BUILTIN
+        try:
+            return resolve(start.runtime, start.path)
+        except Error as error:
+            raise type(error)(f"failed to start shim: {error.message}") from None
 
     async def _enter(self, bundle: Bundle, host: Shim) -> Shim:
         """Have the shim of a sandbox keep a task; raises Unavailable where it is gone by now."""
@@ -203,7 +216,7 @@ class ShimManager:
                 try:
                     shim = await self._connect(bundle, bootstrap, BUILTIN)
                 except BaseException:
-                    _kill(pid)
+                    kill(pid)
                     raise
             shim.tasks.add(bundle.id)
             return shim
@@ -383,9 +396,3 @@ def runc_options(packed: bytes) -> Options:
     value = Any.decode(packed)
     named = name_of(value.type_url) == Options.NAME
     return Options.decode(value.value) if named else Options()
-
-
-def _kill(pid: int) -> None:
-    """End a shim that was just started and cannot be reached."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -33,6 +33,8 @@ class TasksService:
             restore_path=request.checkpoint.annotations.get(RESTORE_PATH, ""),
             options=convert.any_from_proto(request.options),
             runtime_path=request.runtime_path,
+            task_api_address=request.task_api_address,
+            task_api_version=request.task_api_version,
         )
         pid = await self._tasks.create(scope_of(context), request.container_id, options)
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)

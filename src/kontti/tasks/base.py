@@ -86,6 +86,8 @@ class CreateOptions:
     restore_path: str = ""
     options: AnyValue | None = None
     runtime_path: str = ""
+    task_api_address: str = ""
+    task_api_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

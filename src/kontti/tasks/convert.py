@@ -6,7 +6,7 @@ import json
 
 from kontti.errors import InvalidArgument
 from kontti.metadata.base import Container
-from kontti.runtime.bundle import Bundle
+from kontti.runtime.bundle import Bootstrap, Bundle
 from kontti.runtime.manager import Start
 from kontti.tasks.base import CreateOptions, ExecOptions, Exit, Process, ProcessInfo, Status, Stdio
 from kontti.values import AnyValue
@@ -30,7 +30,25 @@ def start(container: Container, options: CreateOptions) -> Start:
         options=to_any(packed).encode() if packed else b"",
         group=group(spec) or container.sandbox,
         sandbox=container.sandbox,
+        api=task_api(options),
     )
+
+
+def task_api(options: CreateOptions) -> Bootstrap | None:
+    """Where the task's API is to be had, if the caller says; raises InvalidArgument.
+
+    ``protocol+unix:///path``, or the address alone for ttrpc.
+    """
+    if not options.task_api_address:
+        return None
+    protocol, plus, address = options.task_api_address.partition("+")
+    if not plus:
+        protocol, address = "ttrpc", options.task_api_address
+    if protocol not in ("ttrpc", "grpc") or not address.startswith("unix:///"):
+        raise InvalidArgument(f"task API address {options.task_api_address!r:.80}")
+    if options.task_api_version not in (0, 2, 3):
+        raise InvalidArgument(f"task API version {options.task_api_version}")
+    return Bootstrap(address, options.task_api_version or 2, protocol)
 
 
 def group(spec: bytes) -> str:
