@@ -123,9 +123,9 @@ MADE: dict[str, tuple[Callable[[int], list[str]], Callable[[int], list[str]]]] =
         lambda n: ["leases", "create", "--id", f"l{n}"],
         lambda n: ["leases", "rm", f"l{n}"],
     ),
-    "image": (
-        lambda n: ["images", "tag", IMAGE, f"{'x' * 3000}:{n}"],
-        lambda n: ["images", "rm", f"{'x' * 3000}:{n}"],
+    "label": (
+        lambda n: ["images", "label", IMAGE, f"l{n}={'x' * 3000}"],
+        lambda n: ["images", "label", IMAGE, f"l{n}="],
     ),
 }
 

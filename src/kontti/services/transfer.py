@@ -21,6 +21,7 @@ from kontti.services.rpc import Bridge, Context, scope_of
 from kontti.services.transfer_ends import Cancel, Ends
 from kontti.streaming.base import Stream, Streams
 from kontti.streaming.bytes import ByteWriter, pack
+from kontti.transfer.ends import NoSuchTransfer
 from kontti.transfer.local import LocalTransfers
 from kontti.transfer.progress import OnProgress, Progress, silent
 from kontti.values import AnyValue
@@ -75,7 +76,7 @@ class TransferService:
 
         try:
             await self._bridge.call(work)
-        except Unimplemented as error:
+        except NoSuchTransfer as error:
             names = f"{request.source.type_url:.200} to {request.destination.type_url:.200}"
             raise Unimplemented(f"method Transfer not implemented for {names}") from error
         finally:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kontti.errors import Canceled, InvalidArgument, Unimplemented
+from kontti.errors import Canceled, InvalidArgument
 from kontti.namespaces import Scope
 from kontti.registry.auth import Credentials, CredentialSource, no_credentials
 from kontti.registry.hosts import HOSTS_DIRECTORIES, HostOptions, configured
@@ -28,6 +28,7 @@ from kontti.transfer.ends import (
     End,
     ImageReference,
     ImageStore,
+    NoSuchTransfer,
     Registry,
     UnpackWish,
 )
@@ -93,7 +94,7 @@ class Ends:
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def of(self, value: AnyValue) -> End:
-        """The end in ``value``; raises InvalidArgument, Unimplemented, NotFound for a stream."""
+        """The end in ``value``; raises InvalidArgument, NoSuchTransfer, NotFound for a stream."""
         match name_of(value.type_url):
             case imagestore.ImageStore.NAME:
                 return image_store(imagestore.ImageStore.decode(value.value))
@@ -104,7 +105,7 @@ class Ends:
             case importexport.ImageExportStream.NAME:
                 return self._writer(importexport.ImageExportStream.decode(value.value))
             case name:
-                raise Unimplemented(f"{name:.200}")
+                raise NoSuchTransfer(f"{name:.200}")
 
     def _archive(self, message: importexport.ImageImportStream) -> Archive:
         reader = BlockingReader(self.loop, self.streams.get(self.scope, message.stream))

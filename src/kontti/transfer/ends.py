@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from kontti.errors import NotFound
+from kontti.errors import NotFound, Unimplemented
 from kontti.images.archive_names import IMAGE_NAME, REF_NAME
 from kontti.images.platforms import normalize, only
 from kontti.metadata.base import Image
@@ -17,6 +17,10 @@ from kontti.transfer.lease import EXPIRE_LABEL
 from kontti.values import EMPTY, Descriptor, Platform
 
 PARENT_LABEL = "containerd.io/gc.bref.image"
+
+
+class NoSuchTransfer(Unimplemented):
+    """There is no transfer from the one end to the other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from kontti.transfer.ends import (
     ArchiveWriter,
     End,
     ImageStore,
+    NoSuchTransfer,
     Registry,
     Supported,
     snapshotter_for,
@@ -61,7 +62,7 @@ class LocalTransfers:
     def run(
         self, scope: Scope, source: End, destination: End, progress: OnProgress = silent
     ) -> None:
-        """Do it; raises Unimplemented for what cannot be a transfer, and all that one raises.
+        """Do it; raises NoSuchTransfer for what cannot be a transfer, and all that one raises.
 
         An error raised by ``progress`` ends it.
         """
@@ -80,7 +81,7 @@ class LocalTransfers:
                 _copy(source, destination)
             case _:
                 names = f"{type(source).__name__} to {type(destination).__name__}"
-                raise Unimplemented(f"unable to transfer from {names}")
+                raise NoSuchTransfer(f"unable to transfer from {names}")
 
     def _pull(
         self, scope: Scope, source: Registry, store: ImageStore, progress: OnProgress
