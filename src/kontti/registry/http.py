@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol, Self
@@ -182,6 +181,8 @@ def asked_to_wait(text: str) -> float | None:
     if text.isdecimal() and text.isascii():
         return float(text[:9])
     try:
+        from email.utils import parsedate_to_datetime
+
         return max(0.0, parsedate_to_datetime(text[:64]).timestamp() - time.time())
     except (ValueError, OverflowError, OSError):
         return None

@@ -27,7 +27,6 @@ from kontti.registry.http import (
     same_origin,
     status_error,
 )
-from kontti.registry.pool import Pool
 from kontti.registry.retry import Persistent, Retries, persist, throttled
 from kontti.values import EMPTY
 
@@ -54,6 +53,14 @@ class Call:
 TransportFactory = Callable[[Tls, float], Transport]
 
 
+def pooled(tls: Tls, connect_seconds: float) -> Transport:
+    """The transport that sessions have unless they are given another."""
+    # urllib3 takes four megabytes, and most processes never talk to a registry
+    from kontti.registry.pool import Pool
+
+    return Pool(tls, connect_seconds)
+
+
 class Session:
     """Connections and authorization, shared by all that a caller does. Safe for threads.
 
@@ -67,7 +74,7 @@ class Session:
         retries: Retries | None = None,
         sleep: Sleep = time.sleep,
         *,
-        transports: TransportFactory = Pool,
+        transports: TransportFactory = pooled,
         fallback: CredentialSource = no_credentials,
     ) -> None:
         self._hosts, self._credentials, self._fallback = hosts, credentials, fallback

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from kontti.engine.checkup import after_crash
 from kontti.engine.lock import RootLock
 from kontti.engine.logs import LogKeeper
 from kontti.engine.stores import CONTENT_DIR, Stores, StoreSettings
@@ -186,6 +185,8 @@ async def hear_shims(listen: Listen, exchange: Exchange) -> TtrpcServer:
 
 def look_after_crash(stores: Stores) -> None:
     """Check what a crash may have damaged; a failure of the check itself is logged."""
+    from kontti.engine.checkup import after_crash
+
     log.warning("the last daemon did not stop in order: looking through what is kept")
     try:
         found = after_crash(stores)

@@ -16,7 +16,6 @@ from kontti.namespaces import Scope
 from kontti.registry.auth import Credentials, CredentialSource, no_credentials
 from kontti.registry.hosts import HOSTS_DIRECTORIES, HostOptions, configured
 from kontti.registry.http import Tls, Transport
-from kontti.registry.pool import Pool
 from kontti.registry.session import Session
 from kontti.registry.trace import Tell, Traced
 from kontti.streaming.base import Stream, Streams
@@ -146,6 +145,8 @@ class Ends:
         return Registry(message.reference, connect)
 
     def _transport(self, debug: int, tls: Tls, seconds: float) -> Transport:
+        from kontti.registry.pool import Pool
+
         pool = Pool(tls, seconds)
         self.cancel.add(pool.cut)
         if debug == HTTPDebug.DISABLED:
