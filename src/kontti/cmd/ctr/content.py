@@ -8,7 +8,7 @@ import sys
 from kontti.cmd.ctr.grammar import BOOL, DURATION, INT, LIST, Call, Command, Flag
 from kontti.cmd.ctr.output import age, decimal_size, error, labels_text
 from kontti.cmd.ctr.session import CONTENT, connect, key_values, namespace_of
-from kontti.errors import Error
+from kontti.errors import Error, NotFound
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.content.v1.content import (
     DeleteContentRequest,
@@ -85,9 +85,11 @@ def verify(call: Call) -> int:
     """Read blobs, all where none is named, and tell those whose bytes are not their digest's."""
     failed = 0
     with connect(call) as client:
-        wanted = [check(digest) for digest in call.args] or [b.digest for b in blobs(client, [])]
-        for digest in wanted:
+        named = [check(digest) for digest in call.args]
+        for digest in named or [blob.digest for blob in blobs(client, [])]:
             problem = verify_blob(client, digest)
+            if problem and not named and is_gone(client, digest):
+                continue  # collected since it was listed
             if problem:
                 failed = 1
                 error(f"failed to verify {digest}", problem)
@@ -110,6 +112,15 @@ def verify_blob(client: Client, digest: str) -> str:
         return problem.message
     found = total.hexdigest()
     return "" if found == encoded else f"its bytes are those of {algorithm}:{found}"
+
+
+def is_gone(client: Client, digest: str) -> bool:
+    """Whether the store has no such blob (any more)."""
+    try:
+        client.unary(CONTENT + "Info", InfoRequest(digest=digest), InfoResponse)
+    except NotFound:
+        return True
+    return False
 
 
 def delete_blob(client: Client, digest: str) -> None:
