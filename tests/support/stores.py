@@ -126,6 +126,10 @@ class MemoryWriter:
     def __init__(self, store: MemoryContent, ref: str, data: bytearray) -> None:
         self._store, self._ref, self._data = store, ref, data
 
+    @property
+    def path(self) -> None:
+        return None
+
     def status(self) -> Status:
         return Status(self._ref, len(self._data), 0, "", 0, 0)
 

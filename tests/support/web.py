@@ -30,12 +30,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What to answer. ``length`` is the Content-Length to claim, None for the body's own."""
+    """What to answer. ``length`` is the Content-Length to claim, None for the body's own.
+
+    ``rest`` is asked for more of the body once ``body`` has been sent.
+    """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     length: int | None = None
+    rest: Callable[[], bytes] = bytes
 
 
 Behaviour = Callable[[Asked], Answer]
@@ -80,6 +84,7 @@ class Web:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(answer.body)
+                    self.wfile.write(answer.rest())
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

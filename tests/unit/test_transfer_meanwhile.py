@@ -17,8 +17,9 @@ from kontti.testing.content import put, sha256
 from kontti.transfer.base import Unpacking
 from kontti.transfer.download import Sink, Stop, download
 from kontti.transfer.export import export_images
-from kontti.transfer.flights import Flights
+from kontti.transfer.flights import Flights, IsStopped, never
 from kontti.transfer.import_ import ImportOptions, import_archive
+from kontti.transfer.incoming import AllThere
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import Parts
 from kontti.transfer.progress import Reporter, silent
@@ -94,12 +95,13 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_parents_that_were_found_outlive_a_collection(bench: Bench) -> None:
     bench.unpack_and_forget(2)
 
-    def wait(descriptor: Descriptor, *_: object) -> None:
-        bench.collect()
+    class Collecting(AllThere):
+        def fetched(self, descriptor: Descriptor, is_stopped: IsStopped = never) -> None:
+            bench.collect()
 
     with leased(bench.stores.metadata, SCOPE) as held:
         config = bench.config(held)
-        assert bench.unpacker(held).unpack(bench.layers(), config, wait) == CHAIN[2]
+        assert bench.unpacker(held).unpack(bench.layers(), config, Collecting()) == CHAIN[2]
         assert bench.applier.applied == [sha256(TARS[2])]
         assert bench.keys() == sorted(CHAIN)
 

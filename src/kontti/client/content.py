@@ -144,6 +144,10 @@ class RemoteWriter:
             raise Unavailable("the daemon ended the write")
         return answer
 
+    @property
+    def path(self) -> None:
+        """The daemon's file is not for others to read."""
+
     def status(self) -> Status:
         """Where it stands, as far as this side knows."""
         return Status(

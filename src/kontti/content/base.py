@@ -59,8 +59,13 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
-    """An open ingest. Closing without commit keeps what was written, to be resumed."""
+    """An open ingest. Closing without commit keeps what was written, to be resumed.
 
+    ``path`` is the file that grows, or None where there is no local one.
+    """
+
+    @property
+    def path(self) -> str | None: ...
     def status(self) -> Status: ...
     def write(self, data: Buffer) -> int: ...
     def truncate(self, size: int) -> None: ...

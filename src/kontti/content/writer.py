@@ -43,6 +43,11 @@ class LocalWriter:
             os.close(self._fd)
             raise
 
+    @property
+    def path(self) -> str | None:
+        """The ingest's file."""
+        return self._ingest.data
+
     def status(self) -> Status:
         """How far it is."""
         return self._status

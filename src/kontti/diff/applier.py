@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import cast
 
 from kontti.content.base import Provider, Reader
-from kontti.diff.base import Ahead, Limits, Root
+from kontti.diff.base import Ahead, Incoming, Limits, Root
 from kontti.diff.job import ApplyJob, Notes, Result, TreeJob, encode
 from kontti.diff.lowers import NeedsParents
 from kontti.diff.media_types import OCI_LAYER, layer_compression
 from kontti.diff.plan import mount_point, plan_ahead, plan_mounted, plan_tree
-from kontti.diff.workers import Workers
+from kontti.diff.workers import Worker, Workers
 from kontti.errors import FailedPrecondition
 from kontti.values import Descriptor, Digest, Mount
 
@@ -49,7 +51,21 @@ class LayerApplier:
     ) -> Descriptor:
         """Extract ``layer`` over ``mounts``; gives the uncompressed tar. See diff.base.Applier."""
         tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
-        with self._content.reader(layer.digest) as blob:
+        with self._blob(layer, None) as blob:
+            job = self._job(layer, blob, tree, sync_fs)
+            result = self._apply(job, blob, mounts)
+        return self._applied(layer, result)
+
+    def apply_incoming(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        incoming: Incoming,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """As ``apply``, while the blob is being written. See diff.base.IncomingApplier."""
+        tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
+        with self._blob(layer, incoming) as blob:
             job = self._job(layer, blob, tree, sync_fs)
             result = self._apply(job, blob, mounts)
         return self._applied(layer, result)
@@ -60,12 +76,13 @@ class LayerApplier:
         mounts: Sequence[Mount],
         sync_fs: bool = False,
         stopped: Callable[[], bool] | None = None,
+        incoming: Incoming | None = None,
     ) -> Ahead:
         """Extract ``layer`` before its parents are there. See diff.base.AheadApplier."""
         tree = plan_ahead(mounts)
         if tree is None:
             raise NeedsParents(b"")
-        with self._content.reader(layer.digest) as blob:
+        with self._blob(layer, incoming) as blob:
             job: ApplyJob = {**self._job(layer, blob, tree, sync_fs), "ahead": True}
             result = self._run(job, blob, time.monotonic() + self._deadline, stopped)
         if result.get("needs_parents"):
@@ -94,13 +111,24 @@ class LayerApplier:
             raise NeedsParents(os.fsencode(result["message"]))
         return tuple(result["root"])
 
-    def _job(self, layer: Descriptor, blob: Reader, tree: TreeJob, sync_fs: bool) -> ApplyJob:
+    @contextmanager
+    def _blob(self, layer: Descriptor, incoming: Incoming | None) -> Iterator[_Blob]:
+        if incoming is not None:
+            yield _Blob(layer.size, incoming.path, incoming=incoming)
+            return
+        with self._content.reader(layer.digest) as reader:
+            yield _Blob(reader.size, reader.path, reader if reader.path is None else None)
+
+    def _job(self, layer: Descriptor, blob: _Blob, tree: TreeJob, sync_fs: bool) -> ApplyJob:
         compression = layer_compression(layer.media_type)
+        grows = blob.incoming is not None
         return {
             "task": "apply",
             "blob": blob.path,
+            "grows": grows,
             "size": blob.size,
-            "algorithm": layer.digest.algorithm,
+            # what grows is hashed by who writes it
+            "algorithm": "" if grows else layer.digest.algorithm,
             # what a type calls gzip may be zstd or plain, as registries have it: the bytes say
             "compression": compression if compression == "none" else "",
             "limit": self._limits.bytes_of(blob.size),
@@ -115,7 +143,7 @@ class LayerApplier:
         _check(layer, result)
         return Descriptor(OCI_LAYER, Digest.parse(result["diff_id"]), result["size"])
 
-    def _apply(self, job: ApplyJob, blob: Reader, mounts: Sequence[Mount]) -> Result:
+    def _apply(self, job: ApplyJob, blob: _Blob, mounts: Sequence[Mount]) -> Result:
         deadline = time.monotonic() + self._deadline
         result = self._run(job, blob, deadline)
         if result.get("needs_parents"):
@@ -128,15 +156,37 @@ class LayerApplier:
     def _run(
         self,
         job: ApplyJob,
-        blob: Reader,
+        blob: _Blob,
         deadline: float,
         stopped: Callable[[], bool] | None = None,
     ) -> Result:
         planned: TreeJob = job["tree"]
         with mount_point(planned) as tree, self._workers.take() as worker:
-            worker.stopped = stopped
+            worker.stopped = stopped if blob.incoming is None else blob.incoming.is_broken
             request = encode(cast("ApplyJob", {**job, "tree": tree}))
-            return worker.ask(request, deadline, () if blob.path is not None else _chunks(blob))
+            worker.send(request, _chunks(blob.sent) if blob.sent else (), deadline)
+            if blob.incoming is not None:
+                self._tell(worker, blob.incoming)
+                # how long a download may take is for the registry's side to say
+                deadline = time.monotonic() + self._deadline
+            return worker.finish(deadline)
+
+    def _tell(self, worker: Worker, incoming: Incoming) -> None:
+        """Wake the worker for what has arrived, until all has, or it ended before."""
+        for arrival in incoming.arrivals():
+            if not worker.is_idle():
+                return
+            worker.send(arrival, (), time.monotonic() + self._deadline)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """Where a worker has a blob from: a file, which may be growing, or what is sent."""
+
+    size: int
+    path: str | None
+    sent: Reader | None = None
+    incoming: Incoming | None = None
 
 
 def _chunks(blob: Reader) -> Iterator[bytes]:
@@ -145,7 +195,7 @@ def _chunks(blob: Reader) -> Iterator[bytes]:
 
 
 def _check(layer: Descriptor, result: Result) -> None:
-    if result["digest"] != layer.digest:
+    if result["digest"] not in ("", layer.digest):
         raise FailedPrecondition(
             f"unexpected layer digest {result['digest']}, expected {layer.digest}"
         )

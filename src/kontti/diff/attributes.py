@@ -23,7 +23,10 @@ def bounded_time(nanoseconds: int) -> int:
 
 def settle_file(fd: int, entry: Entry) -> None:
     """Owner, mode, xattrs and times of an open regular file."""
-    os.fchown(fd, entry.uid, entry.gid)
+    found = os.fstat(fd)
+    # a change to what it is would be written to the journal all the same
+    if (found.st_uid, found.st_gid) != (entry.uid, entry.gid):
+        os.fchown(fd, entry.uid, entry.gid)
     # after chown, which clears them
     if entry.mode & 0o7000:
         os.fchmod(fd, entry.mode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,38 @@ class Applier(Protocol):
         ...
 
 
+class Incoming(Protocol):
+    """A blob whose file is still being written."""
+
+    @property
+    def path(self) -> str:
+        """The file, for as long as this is held."""
+        ...
+
+    def is_broken(self) -> bool:
+        """Whether it will never be whole, or nobody wants it."""
+        ...
+
+    def arrivals(self) -> Iterator[bytes]:
+        """One byte whenever there is more of it, until all is there; raises when none will come."""
+        ...
+
+
+@runtime_checkable
+class IncomingApplier(Protocol):
+    """An applier that need not wait for the whole blob."""
+
+    def apply_incoming(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        incoming: Incoming,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """Applier.apply of what comes in. Whether the blob is the digest's its writer finds out."""
+        ...
+
+
 Root = tuple[int, ...]
 """How a tree's root looks: mode, uid, gid."""
 
@@ -88,8 +120,12 @@ class AheadApplier(Protocol):
         mounts: Sequence[Mount],
         sync_fs: bool = False,
         stopped: Callable[[], bool] | None = None,
+        incoming: Incoming | None = None,
     ) -> Ahead:
-        """Extract ``layer`` into a snapshot of no parent; raises Canceled once ``stopped()``."""
+        """Extract ``layer`` into a snapshot of no parent; raises Canceled once ``stopped()``.
+
+        ``incoming`` as in IncomingApplier.
+        """
         ...
 
     def settle(self, ahead: Ahead, mounts: Sequence[Mount], parents: Sequence[Mount]) -> Root:

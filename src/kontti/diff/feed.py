@@ -16,10 +16,11 @@ class Feed:
     """The uncompressed chunks of a blob; its digests and sizes once they are all read."""
 
     def __init__(self, read: Read, compression: str, algorithm: str, limit: int = 0) -> None:
+        """``algorithm`` "": the blob is not hashed."""
         self.read = 0
         self.size = 0
         self._read = read
-        self._blob = hashlib.new(algorithm)
+        self._blob = hashlib.new(algorithm) if algorithm else None
         self._diff = hashlib.sha256()
         self._chunks = decompressed(self._read_hashed, compression, limit)
         self._queue: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
@@ -28,8 +29,8 @@ class Feed:
 
     @property
     def digest(self) -> str:
-        """Of the blob as stored."""
-        return f"{self._blob.name}:{self._blob.hexdigest()}"
+        """Of the blob as stored, "" where it is not hashed."""
+        return f"{self._blob.name}:{self._blob.hexdigest()}" if self._blob else ""
 
     @property
     def diff_id(self) -> str:
@@ -47,7 +48,8 @@ class Feed:
 
     def _read_hashed(self, count: int) -> bytes:
         data = self._read(count)
-        self._blob.update(data)
+        if self._blob is not None:
+            self._blob.update(data)
         self.read += len(data)
         return data
 

@@ -40,10 +40,13 @@ class ApplyJob(TypedDict):
 
     ``limit`` and ``entries`` say how many bytes and entries it may have at most, 0 for no limit.
     ``ahead`` of the tree's parents: what hangs on them is told in the result, for a SettleJob.
+    A blob that ``grows`` is being written: a byte on standard input tells of more, ``size`` bytes
+    come. ``algorithm`` "" leaves its digest to who writes it.
     """
 
     task: str
     blob: str | None
+    grows: bool
     size: int
     algorithm: str
     compression: str

@@ -12,7 +12,7 @@ import os
 import resource
 import stat
 import sys
-from threading import Thread
+from threading import Event, Thread
 from typing import cast
 
 from kontti.diff.ahead import AheadTree, settle
@@ -91,9 +91,10 @@ def _os_failure(error: OSError) -> Result:
 
 
 def _apply(job: ApplyJob, rest: bytes) -> Result:
+    more = Event()
     if job["blob"] is not None:
-        _end_with_parent()
-    read = _blob_reader(job, rest)
+        _end_with_parent(more)
+    read = _blob_reader(job, rest, more)
     head = read(READ)
     compression = job["compression"] or detect(head)
     preload(compression)
@@ -139,11 +140,33 @@ def _root() -> list[int]:
     return [stat.S_IMODE(root.st_mode), root.st_uid, root.st_gid]
 
 
-def _blob_reader(job: ApplyJob, rest: bytes) -> Read:
-    if job["blob"] is not None:
-        blob = os.open(job["blob"], os.O_RDONLY | os.O_CLOEXEC)
-        return lambda count: os.read(blob, count)
-    return _Piped(job["size"], rest).read
+def _blob_reader(job: ApplyJob, rest: bytes, more: Event) -> Read:
+    if job["blob"] is None:
+        return _Piped(job["size"], rest).read
+    blob = os.open(job["blob"], os.O_RDONLY | os.O_CLOEXEC)
+    if job["grows"]:
+        return _Growing(blob, job["size"], more).read
+    return lambda count: os.read(blob, count)
+
+
+class _Growing:
+    """A blob that is being written; it ends by its size, not with the file."""
+
+    def __init__(self, fd: int, size: int, more: Event) -> None:
+        self._fd = fd
+        self._left = size
+        self._more = more
+
+    def read(self, count: int) -> bytes:
+        count = min(count, self._left)
+        data = b""
+        while count and not data:
+            self._more.clear()
+            data = os.read(self._fd, count)
+            if not data:
+                self._more.wait()
+        self._left -= len(data)
+        return data
 
 
 class _Piped:
@@ -205,15 +228,16 @@ class _Mount:
         self.target = target
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(more: Event | None = None) -> None:
     # PR_SET_PDEATHSIG would fire when the thread ends that started us, not the process
-    Thread(target=_watch_input, daemon=True).start()
+    Thread(target=_watch_input, args=(more or Event(),), daemon=True).start()
 
 
-def _watch_input() -> None:
-    # nothing is sent behind a request that names its blob: input ends when the parent does
-    while os.read(0, 1):
-        pass
+def _watch_input(more: Event) -> None:
+    # behind a request that names its blob comes only what tells of more of it: input ends when the
+    # parent does
+    while os.read(0, READ):
+        more.set()
     os._exit(1)
 
 

@@ -333,6 +333,11 @@ class NamespacedWriter:
         self._expected = expected
         self._closed = False
 
+    @property
+    def path(self) -> str | None:
+        """The backend's file."""
+        return self._inner.path
+
     def status(self) -> Status:
         """Where it stands."""
         return replace(self._inner.status(), ref=self._ref, expected=self._expected)

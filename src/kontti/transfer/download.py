@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
 from kontti.content.base import Store, Writer
+from kontti.diff.base import Incoming
 from kontti.errors import (
     AlreadyExists,
     Canceled,
@@ -24,6 +25,7 @@ from kontti.errors import (
 from kontti.registry.http import Sleep
 from kontti.registry.parallel import Slots
 from kontti.transfer.flights import STEP, Flights, IsStopped, never
+from kontti.transfer.incoming import TELL_EVERY, Growing
 from kontti.transfer.labels import add_labels
 from kontti.transfer.progress import Meter, Reporter, ref_key
 from kontti.values import EMPTY, Descriptor, Digest
@@ -87,12 +89,30 @@ class Stop:
         return isinstance(error, Unavailable | DeadlineExceeded | Canceled | KeyboardInterrupt)
 
 
-def download(source: Source, sink: Sink, descriptor: Descriptor, stop: Stop) -> None:
-    """Make ``descriptor``'s blob be there.
+def download(
+    source: Source,
+    sink: Sink,
+    descriptor: Descriptor,
+    stop: Stop,
+    growing: Growing | None = None,
+) -> None:
+    """Make ``descriptor``'s blob be there; ``growing`` tells its readers how far it is.
 
     What a broken connection brought stays as an ingest and is resumed next time; bytes of another
     size or digest are thrown away. Raises FailedPrecondition for those, Canceled after ``stop``.
     """
+    growing = growing or Growing()
+    try:
+        _download(source, sink, descriptor, stop, growing)
+    except BaseException:
+        growing.end(whole=False)
+        raise
+    growing.end(whole=True)
+
+
+def _download(
+    source: Source, sink: Sink, descriptor: Descriptor, stop: Stop, growing: Growing
+) -> None:
     with sink.flights.hold(descriptor.digest, stop.is_set):
         writer = _open(sink, descriptor, stop)
         if writer is None:
@@ -101,7 +121,7 @@ def download(source: Source, sink: Sink, descriptor: Descriptor, stop: Stop) -> 
             return
         try:
             with writer, sink.slots.hold(stop.is_set):
-                _Copy(source, sink, descriptor, stop).run(writer)
+                _Copy(source, sink, descriptor, stop, growing).run(writer)
         except BaseException as error:
             if not stop.resumable(error) or _is_empty(sink.content, ref_key(descriptor)):
                 discard(sink.content, ref_key(descriptor))
@@ -172,15 +192,19 @@ class _Copy:
     sink: Sink
     descriptor: Descriptor
     stop: Stop
+    growing: Growing
 
     def run(self, writer: Writer) -> None:
         offset = writer.status().offset
         if offset > self.descriptor.size:
             writer.truncate(0)
             offset = 0
+        if writer.path is not None:
+            self.growing.begin(writer.path, offset, self.descriptor.size)
         wrong = self._wrong(writer, offset)
         # what an earlier attempt left may have been the bad part, or a mirror be wrong
         if wrong and (self.source.distrust(self.descriptor) or offset):
+            self.growing.end(whole=False)
             writer.truncate(0)
             wrong = self._wrong(writer, 0)
         if isinstance(wrong, Error):
@@ -204,6 +228,8 @@ class _Copy:
                 if self.stop.is_set():
                     raise Canceled(f"{self.descriptor.digest}")
                 writer.write(chunk)
+                offset += len(chunk)
+                self.growing.moved(offset)
                 meter.add(len(chunk))
 
     def _commit(self, writer: Writer) -> None:
@@ -221,12 +247,16 @@ class Downloads:
         self._pool = ThreadPoolExecutor(max(1, workers), "download")
         self._stop = Stop()
         self._futures: dict[Digest, Future[None]] = {}
+        self._growing: dict[Digest, Growing] = {}
 
     def start(self, descriptor: Descriptor) -> Future[None]:
         """Begin, or find it begun."""
         future = self._futures.get(descriptor.digest)
         if future is None:
-            future = self._pool.submit(download, self._source, self._sink, descriptor, self._stop)
+            growing = self._growing[descriptor.digest] = Growing()
+            future = self._pool.submit(
+                download, self._source, self._sink, descriptor, self._stop, growing
+            )
             self._futures[descriptor.digest] = future
         return future
 
@@ -245,6 +275,16 @@ class Downloads:
                 raise Canceled(f"{descriptor.digest}")
             self._wait_any(STEP)
         future.result()
+
+    def incoming(
+        self, descriptor: Descriptor, is_stopped: IsStopped = never
+    ) -> AbstractContextManager[Incoming | None]:
+        """As transfer.incoming.Blobs; blobs that are quickly there are not given."""
+        future = self.start(descriptor)
+        if descriptor.size <= TELL_EVERY:
+            return nullcontext()
+        growing = self._growing[descriptor.digest]
+        return growing.follow(lambda: is_stopped() or self._stop.is_set() or future.cancelled())
 
     def finish(self) -> None:
         """Return when every blob is there; raises the first failure."""

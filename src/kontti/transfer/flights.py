@@ -84,7 +84,13 @@ class Unpacks:
         """``count`` 0 stands for one for each processor, but two at least and eight at most."""
         self.count = count or min(max(2, len(os.sched_getaffinity(0))), MOST_UNPACKS)
         self._slots = Slots(self.count)
+        # who reads what still comes in waits most of the time: it must not keep back what is there
+        self._following = Slots(self.count)
 
     def hold(self, is_stopped: IsStopped = never) -> AbstractContextManager[None]:
         """Wait until there may be one more; raises Canceled when stopped first."""
         return self._slots.hold(is_stopped)
+
+    def following(self) -> AbstractContextManager[int]:
+        """One more that reads a blob on its way, where there may be: 1, or 0."""
+        return self._following.more(1)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from kontti.content.base import Store
-from kontti.diff.base import Applier
+from kontti.diff.base import Applier, Incoming, IncomingApplier
 from kontti.errors import AlreadyExists, Error, FailedPrecondition, NotFound, Unavailable
 from kontti.snapshots.base import INHERITED_PREFIX, TARGET_LABEL, Snapshotter
 from kontti.transfer.base import Unpacking
 from kontti.transfer.flights import Flights, IsStopped, Unpacks, never
+from kontti.transfer.incoming import ALL_THERE, Blobs, Broken
 from kontti.transfer.labels import UNCOMPRESSED, add_labels
 from kontti.transfer.progress import Reporter
 from kontti.values import EMPTY, Descriptor, Digest, Mount, Resource
@@ -31,16 +31,6 @@ class Layer:
     diff_id: Digest
     chain_id: Digest
     parent: str
-
-
-class Ready(Protocol):
-    """Returns when a blob is there; raises Canceled once ``is_stopped()``."""
-
-    def __call__(self, descriptor: Descriptor, is_stopped: IsStopped = never, /) -> None: ...
-
-
-def ready(descriptor: Descriptor, is_stopped: IsStopped = never) -> None:
-    """For blobs that are all there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +72,43 @@ class LayerUnpacker:
             return False
         return True
 
-    def ensure(self, layer: Layer) -> None:
-        """Make the layer's snapshot be there; its parent is, and its blob."""
+    def ensure(self, layer: Layer, blobs: Blobs = ALL_THERE, is_stopped: IsStopped = never) -> None:
+        """Make the layer's snapshot be there; its parent is, and its blob comes."""
+        try:
+            self._ensure(layer, blobs, is_stopped)
+        except Broken:
+            # what came was not the blob, or no layer: the whole blob tells which
+            blobs.fetched(layer.descriptor, is_stopped)
+            self._ensure(layer, ALL_THERE, is_stopped)
+
+    def _ensure(self, layer: Layer, blobs: Blobs, is_stopped: IsStopped) -> None:
         labels = self.labels(layer)
-        prepared = None if self.exists(layer) else self.prepare(layer, layer.parent, labels)
-        if prepared is None:
+        if self.exists(layer):
             return
-        self.reporter.blob("extracting", layer.descriptor)
-        with self.dropping(layer, prepared.key):
-            self._apply(layer, prepared.mounts)
-            self.commit(layer, prepared.key, labels)
+        with self.reading(layer, blobs, is_stopped) as incoming:
+            prepared = self.prepare(layer, layer.parent, labels)
+            if prepared is None:
+                return
+            self.reporter.blob("extracting", layer.descriptor)
+            with self.dropping(layer, prepared.key):
+                self._apply(layer, prepared.mounts, incoming, blobs, is_stopped)
+                self.commit(layer, prepared.key, labels)
         self.reporter.blob("extracted", layer.descriptor, layer.descriptor.size)
+
+    @contextlib.contextmanager
+    def reading(
+        self, layer: Layer, blobs: Blobs, is_stopped: IsStopped
+    ) -> Iterator[Incoming | None]:
+        """A layer's turn to be unpacked: of its blob on the way, or, None, when it is there."""
+        with contextlib.ExitStack() as stack:
+            incoming = stack.enter_context(blobs.incoming(layer.descriptor, is_stopped))
+            can_follow = incoming is not None and isinstance(self.applier, IncomingApplier)
+            if can_follow and stack.enter_context(self.unpacks.following()):
+                yield incoming
+                return
+            blobs.fetched(layer.descriptor, is_stopped)
+            stack.enter_context(self.unpacks.hold(is_stopped))
+            yield None
 
     def labels(self, layer: Layer) -> Mapping[str, str]:
         """What the layer's snapshot is labelled with."""
@@ -134,15 +150,35 @@ class LayerUnpacker:
         with contextlib.suppress(Error):
             self.snapshots.remove(key)
 
-    def _apply(self, layer: Layer, mounts: Sequence[Mount]) -> None:
-        with self.unpacks.hold():
-            applied = self.applier.apply(layer.descriptor, mounts, self.options.sync_fs)
+    def _apply(
+        self,
+        layer: Layer,
+        mounts: Sequence[Mount],
+        incoming: Incoming | None,
+        blobs: Blobs,
+        is_stopped: IsStopped,
+    ) -> None:
+        sync = self.options.sync_fs
+        if incoming is None or not isinstance(self.applier, IncomingApplier):
+            applied = self.applier.apply(layer.descriptor, mounts, sync)
+        else:
+            with self.arriving(layer, blobs, is_stopped):
+                applied = self.applier.apply_incoming(layer.descriptor, mounts, incoming, sync)
+                check(layer, applied)
         self.verified(layer, applied)
+
+    @contextlib.contextmanager
+    def arriving(self, layer: Layer, blobs: Blobs, is_stopped: IsStopped) -> Iterator[None]:
+        """A block that reads what comes in, and waits for the rest; errors become Broken."""
+        try:
+            yield
+            blobs.fetched(layer.descriptor, is_stopped)
+        except Error as error:
+            raise Broken from error
 
     def verified(self, layer: Layer, applied: Descriptor) -> None:
         """Record what the layer was uncompressed; raises FailedPrecondition for another."""
-        if applied.digest != layer.diff_id:
-            raise FailedPrecondition(f'wrong diff id calculated on extraction "{applied.digest}"')
+        check(layer, applied)
         add_labels(self.content, layer.descriptor.digest, {UNCOMPRESSED: layer.diff_id})
 
     def commit(
@@ -154,3 +190,9 @@ class LayerUnpacker:
         except AlreadyExists:
             # another process was quicker
             self.drop(key)
+
+
+def check(layer: Layer, applied: Descriptor) -> None:
+    """Raises FailedPrecondition where what was applied is not the layer that the config names."""
+    if applied.digest != layer.diff_id:
+        raise FailedPrecondition(f'wrong diff id calculated on extraction "{applied.digest}"')

@@ -15,10 +15,11 @@ from kontti.namespaces import Scope
 from kontti.registry.parallel import Slots
 from kontti.transfer.base import Selection, Stores, Unpacked, Unpacking
 from kontti.transfer.flights import Flights, Unpacks
+from kontti.transfer.incoming import ALL_THERE, Blobs
 from kontti.transfer.lease import keep, leased
 from kontti.transfer.progress import OnProgress, Reporter, silent
 from kontti.transfer.selection import limit_of, matcher_of
-from kontti.transfer.unpack import Ready, Unpacker, is_unpackable, layers_of, ready
+from kontti.transfer.unpack import Unpacker, is_unpackable, layers_of
 from kontti.values import Descriptor
 
 # of all pulls of a process together
@@ -64,14 +65,14 @@ class ManifestUnpacker:
     content: Store
     unpacker: Unpacker
 
-    def unpack(self, descriptor: Descriptor, wait: Ready = ready) -> Unpacked | None:
-        """Unpack a manifest, waiting for its blobs; None where it is not an image's."""
+    def unpack(self, descriptor: Descriptor, blobs: Blobs = ALL_THERE) -> Unpacked | None:
+        """Unpack a manifest, as its blobs come; None where it is not an image's."""
         manifest = read_manifest(self.content, descriptor)
         if not is_unpackable(descriptor, manifest):
             return None
-        wait(manifest.config)
+        blobs.fetched(manifest.config)
         layers = layers_of(manifest, read_config(self.content, manifest.config))
-        chain_id = self.unpacker.unpack(layers, manifest.config, wait)
+        chain_id = self.unpacker.unpack(layers, manifest.config, blobs)
         return Unpacked(descriptor, chain_id)
 
 

@@ -98,7 +98,7 @@ class _Run:
         for options in (self.options.unpack, *self.options.unpack_also):
             unpacker = self.parts.unpacker(self.scope, options, self.reporter)
             wanted = (manifest for manifest in manifests if is_wanted(manifest, options))
-            found += [unpacker.unpack(manifest, downloads.fetched) for manifest in wanted]
+            found += [unpacker.unpack(manifest, downloads) for manifest in wanted]
         return tuple(unpacked for unpacked in found if unpacked is not None)
 
 

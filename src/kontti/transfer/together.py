@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from kontti.diff.base import Ahead, AheadApplier, Root
+from kontti.diff.base import Ahead, AheadApplier, Incoming, Root
 from kontti.diff.lowers import NeedsParents
 from kontti.snapshots.base import REBASE
-from kontti.transfer.layer import Layer, LayerUnpacker, Prepared, Ready
+from kontti.transfer.incoming import Blobs, Broken
+from kontti.transfer.layer import Layer, LayerUnpacker, Prepared, check
 
 MOST_THREADS = 16
 PARENT_LABEL = "containerd.io/snapshot/parent-chain-id"
@@ -47,10 +48,10 @@ class _Begun:
 class Together:
     """Unpacks the layers of one image that are missing."""
 
-    def __init__(self, unpacker: LayerUnpacker, wait: Ready) -> None:
+    def __init__(self, unpacker: LayerUnpacker, blobs: Blobs) -> None:
         assert isinstance(unpacker.applier, AheadApplier)
         self._unpacker, self._applier = unpacker, unpacker.applier
-        self._wait = wait
+        self._blobs = blobs
         self._stop = threading.Event()
 
     def unpack(self, layers: Sequence[Layer]) -> None:
@@ -91,20 +92,20 @@ class Together:
     def _begin(self, layer: Layer, is_first: bool) -> _Begun:
         """Extract a layer, in a thread of its own."""
         stopped = self._stop.is_set
-        self._wait(layer.descriptor, stopped)
         begun = _Begun()
         try:
             begun.flight.enter_context(self._unpacker.flight(layer, stopped))
             if is_first and layer.parent:
-                self._unpacker.ensure(layer)
+                self._unpacker.ensure(layer, self._blobs, stopped)
             elif not self._unpacker.exists(layer):
-                self._extract(layer, begun)
+                with self._unpacker.reading(layer, self._blobs, stopped) as incoming:
+                    self._extract(layer, begun, incoming)
         except BaseException:
             begun.flight.close()
             raise
         return begun
 
-    def _extract(self, layer: Layer, begun: _Begun) -> None:
+    def _extract(self, layer: Layer, begun: _Begun, incoming: Incoming | None) -> None:
         unpacker = self._unpacker
         # a remote snapshotter is asked for what it has with the parent given, when its turn comes
         hints = {PARENT_LABEL: layer.parent, DIFF_ID_LABEL: str(layer.diff_id)}
@@ -113,19 +114,25 @@ class Together:
             return
         unpacker.reporter.blob("extracting", layer.descriptor)
         with unpacker.dropping(layer, prepared.key):
-            begun.ahead = self._apply(layer, prepared)
+            begun.ahead = self._apply(layer, prepared, incoming)
         if begun.ahead is None:
             unpacker.drop(prepared.key)
         else:
             begun.prepared = prepared
 
-    def _apply(self, layer: Layer, prepared: Prepared) -> Ahead | None:
+    def _apply(self, layer: Layer, prepared: Prepared, incoming: Incoming | None) -> Ahead | None:
+        """None for a layer that is to be extracted over its parents."""
         sync, stopped = self._unpacker.options.sync_fs, self._stop.is_set
-        with self._unpacker.unpacks.hold(stopped):
-            try:
-                ahead = self._applier.apply_ahead(layer.descriptor, prepared.mounts, sync, stopped)
-            except NeedsParents:
-                return None
+        args = (layer.descriptor, prepared.mounts, sync, stopped)
+        try:
+            if incoming is None:
+                ahead = self._applier.apply_ahead(*args)
+            else:
+                with self._unpacker.arriving(layer, self._blobs, stopped):
+                    ahead = self._applier.apply_ahead(*args, incoming)
+                    check(layer, ahead.applied)
+        except (NeedsParents, Broken):
+            return None
         self._unpacker.verified(layer, ahead.applied)
         return ahead
 
@@ -133,7 +140,7 @@ class Together:
         """Commit a layer; ``root`` is how its parent's root looks, where that is known."""
         prepared, begun.prepared = begun.prepared, None
         if prepared is None or begun.ahead is None:
-            self._unpacker.ensure(layer)
+            self._unpacker.ensure(layer, self._blobs)
             return None
         try:
             with self._unpacker.dropping(layer, prepared.key):
@@ -141,7 +148,7 @@ class Together:
                 labels = self._unpacker.labels(layer)
                 self._unpacker.commit(layer, prepared.key, labels, layer.parent or None)
         except NeedsParents:
-            self._unpacker.ensure(layer)
+            self._unpacker.ensure(layer, self._blobs)
             return None
         self._unpacker.reporter.blob("extracted", layer.descriptor, layer.descriptor.size)
         return root

@@ -11,12 +11,13 @@ from kontti.images.graph import is_attestation
 from kontti.images.identity import chain_ids
 from kontti.images.manifest import ImageConfig, Manifest
 from kontti.images.media_types import kind_of
+from kontti.transfer.incoming import ALL_THERE, Blobs
 from kontti.transfer.labels import SNAPSHOT_PREFIX, add_labels
-from kontti.transfer.layer import Layer, LayerUnpacker, Ready, ready
+from kontti.transfer.layer import Layer, LayerUnpacker
 from kontti.transfer.together import Together, can_go_ahead
 from kontti.values import Descriptor
 
-__all__ = ["Layer", "Ready", "Unpacker", "is_unpackable", "layers_of", "ready"]
+__all__ = ["Layer", "Unpacker", "is_unpackable", "layers_of"]
 MAX_LAYERS = 500
 """More the kernel does not stack (OVL_MAX_STACK)."""
 
@@ -25,20 +26,19 @@ MAX_LAYERS = 500
 class Unpacker(LayerUnpacker):
     """Unpacks the layers of whole images."""
 
-    def unpack(self, layers: Sequence[Layer], config: Descriptor, wait: Ready = ready) -> str:
-        """The chain id of the whole; ``wait`` returns when a layer's blob is there.
+    def unpack(self, layers: Sequence[Layer], config: Descriptor, blobs: Blobs = ALL_THERE) -> str:
+        """The chain id of the whole; ``blobs`` has the layers', or will.
 
         Raises FailedPrecondition for a layer that is not what the config says. A layer that failed
         leaves nothing; those before it stay, they are right.
         """
         missing = layers[self._present(layers) :]
         if len(missing) > 1 and can_go_ahead(self):
-            Together(self, wait).unpack(missing)
+            Together(self, blobs).unpack(missing)
         else:
             for layer in missing:
-                wait(layer.descriptor)
                 with self.flight(layer):
-                    self.ensure(layer)
+                    self.ensure(layer, blobs)
         if not layers:
             return ""
         chain_id = layers[-1].chain_id
