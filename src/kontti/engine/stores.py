@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 from kontti.content.base import Store as ContentStore
@@ -34,6 +34,7 @@ from kontti.tasks.checkpoints import ContentCheckpoints
 
 if TYPE_CHECKING:
     from kontti.diff.chain import Differ
+    from kontti.transfer.foresight import Foresight
     from kontti.transfer.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -205,6 +206,29 @@ class Stores:
         differs = [differ(scope) if differ else ours for differ in self.settings.differs]
         return differs[0] if len(differs) == 1 else FirstApplier(differs)
 
+    def client_applier(self, scope: Scope) -> Applier:
+        """``applier``, for clients that have an image's layers applied one after another."""
+        from kontti.diff.applier import LayerApplier
+        from kontti.transfer.foresight import ForeseeingApplier, following
+
+        ours, foresight = self.applier(scope), self._foresight
+        if foresight is None or not isinstance(ours, LayerApplier):
+            return ours
+        content = self.metadata.content(scope)
+        tell = partial(following, content, content.labelled)
+        return ForeseeingApplier(ours, foresight, scope.namespace, tell)
+
+    @cached_property
+    def _foresight(self) -> Foresight | None:
+        from kontti.transfer.flights import Unpacks
+        from kontti.transfer.foresight import Foresight
+
+        count = Unpacks(self.settings.max_concurrent_unpacks).count
+        snapshotter = self.snapshotters.get("overlayfs")
+        if count < 2 or not isinstance(snapshotter, OverlaySnapshotter):
+            return None
+        return Foresight(snapshotter.trees, count)
+
     def comparer(self, scope: Scope) -> Comparer:
         """Makes layers in the scope's content."""
         from kontti.diff.chain import FirstComparer
@@ -233,4 +257,7 @@ class Stores:
 
     def close(self) -> None:
         """Close everything; the root is free for another owner after it."""
+        foresight = self.__dict__.get("_foresight")
+        if foresight is not None:
+            foresight.close()
         self._stack.close()

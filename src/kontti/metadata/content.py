@@ -95,6 +95,12 @@ class NamespacedContent:
         found = (_from_row(row) for row in rows)
         return (info for info in found if wanted.match(info_adaptor(info)))
 
+    def labelled(self, text: str) -> list[Info]:
+        """Those with ``text`` in a label."""
+        query = f"SELECT {_COLUMNS} FROM blobs WHERE namespace = ? AND instr(labels, ?)"
+        with self._database.read() as connection:
+            return [_from_row(r) for r in connection.execute(query, (self._namespace, text))]
+
     def delete(self, digest: Digest) -> None:
         """Take the blob from this namespace; its file goes when no namespace has it."""
         with self._database.write() as connection:

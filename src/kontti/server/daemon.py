@@ -273,7 +273,7 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
         metadata=parts.stores.metadata,
         collect=parts.stores.gc.collect_and_wait,
         exchange=parts.stores.exchange,
-        applier=parts.stores.applier,
+        applier=parts.stores.client_applier,
         comparer=parts.stores.comparer,
         tasks=parts.tasks,
         sandboxers=parts.sandboxers,
