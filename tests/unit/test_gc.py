@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kontti.content.base import Info
-from kontti.errors import AlreadyExists, Internal, NotFound
+from kontti.errors import AlreadyExists, DeadlineExceeded, Internal, NotFound
 from kontti.metadata.base import Container, Image
 from kontti.metadata.gc import Graph, Node, Type, expires_at
 from kontti.metadata.sweep import children_first, remove_orphans
 from kontti.namespaces import Scope
+from kontti.snapshots.base import Info as SnapshotInfo
 from kontti.snapshots.base import Kind
 from kontti.testing.content import put, sha256
 from kontti.values import EMPTY, AnyValue, Descriptor, Digest, Mount, Resource
@@ -216,6 +217,31 @@ def test_snapshots_removed_by_name_are_freed_by_the_next_collection(stores: Stor
     assert stores.snapshotter.cleanups == before + 1
     stores.metadata.collect()
     assert stores.snapshotter.cleanups == before + 1
+
+
+def test_a_snapshotter_that_does_not_answer_is_asked_once(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots, asked = stores.metadata.snapshots(SCOPE, "memory"), []
+
+    def late(filters: Sequence[str] = ()) -> Iterator[SnapshotInfo]:
+        asked.append(filters)
+        raise DeadlineExceeded("late")
+
+    for name in ("one", "two"):
+        snapshots.prepare(name)
+    stores.metadata.collect()
+    snapshots.prepare("three")
+    cleanups = stores.snapshotter.cleanups
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.snapshotter, "walk", late)
+        stores.metadata.collect()
+    assert len(asked) == 1
+    assert stores.snapshotter.cleanups == cleanups
+    # the next collection finds it well
+    stores.metadata.collect()
+    assert stores.snapshotter.infos == {}
+    assert stores.snapshotter.cleanups > cleanups
 
 
 def test_lease_keeps_until_it_is_gone_or_expired(stores: Stores) -> None:

@@ -190,6 +190,50 @@ def test_target_that_a_remote_snapshotter_has(tmp_path: Path) -> None:
         assert stores.snapshotter.infos == {}
 
 
+class CarelessSnapshotter(RemoteSnapshotter):
+    """Prepares before it finds that it has the target, and leaves that."""
+
+    def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] = EMPTY) -> list[Mount]:
+        if labels.get(TARGET_LABEL):
+            MemorySnapshotter.prepare(self, key, parent, labels)
+        return super().prepare(key, parent, labels)
+
+
+def test_what_a_remote_snapshotter_prepared_for_nothing(tmp_path: Path) -> None:
+    with open_stores(tmp_path, snapshotter=CarelessSnapshotter()) as stores:
+        snapshots = stores.metadata.snapshots(SCOPE, "memory")
+        with pytest.raises(AlreadyExists):
+            snapshots.prepare("extract", labels={TARGET_LABEL: "chain"})
+        assert list(stores.snapshotter.infos) == ["remote-chain"]
+
+
+class CollectedSnapshotter(RemoteSnapshotter):
+    """Its first target is collected as soon as it was found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collected = False
+
+    def stat(self, key: str) -> Info:
+        if key in self.infos and not self.collected:
+            self.collected = True
+            del self.infos[key]
+        return super().stat(key)
+
+
+def test_a_target_that_is_collected_at_once(tmp_path: Path) -> None:
+    with open_stores(tmp_path, snapshotter=CollectedSnapshotter()) as stores:
+        snapshots = stores.metadata.snapshots(SCOPE, "memory")
+        # so clients look for it, and try again
+        with pytest.raises(AlreadyExists):
+            snapshots.prepare("extract", labels={TARGET_LABEL: "chain"})
+        with pytest.raises(NotFound):
+            snapshots.stat("chain")
+        with pytest.raises(AlreadyExists):
+            snapshots.prepare("extract", labels={TARGET_LABEL: "chain"})
+        assert snapshots.stat("chain").kind is Kind.COMMITTED
+
+
 def test_backend_that_fails_leaves_nothing(stores: Stores, snapshots: Snapshotter) -> None:
     stores.snapshotter.fail["prepare"] = Internal("broken")
     with pytest.raises(Internal):

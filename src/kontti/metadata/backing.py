@@ -106,6 +106,8 @@ class Backing:
     """Who keeps what is collected with the records and has none."""
     unclean: set[str] = field(default_factory=set)
     """Snapshotters that removed something and have not freed it: the next collection has them."""
+    silent: set[str] = field(default_factory=set)
+    """Snapshotters that did not answer in time during this collection."""
 
     def digest_lock(self, digest: Digest) -> contextlib.AbstractContextManager[None]:
         """Held while a blob's file and its rows change together."""

@@ -28,6 +28,7 @@ def collect(backing: Backing) -> Collected:
     """One collection, from mark to the last deleted file; two at a time take turns."""
     with backing.locks.hold("collection"):
         started = time.monotonic()
+        backing.silent.clear()
         garbage = mark(backing)
         sweep(backing, garbage)
         if backing.leftovers.is_set():

@@ -128,6 +128,8 @@ class NamespacedSnapshotter:
             try:
                 mounts = create(backend, backend_parent, _inherited(labels))
             except AlreadyExists:
+                # a remote snapshotter leaves what it prepared for a target that it had before
+                self._remove_backend(backend)
                 self._take_over(target, parent, backend_parent, labels)
                 raise
             try:
@@ -168,7 +170,10 @@ class NamespacedSnapshotter:
             return
         found = self._find_target(target, backend_parent)
         with self._backing.locks.hold(("backend", self._name, found)):
-            self._backend.stat(found)  # a collection may have had it until now
+            try:
+                self._backend.stat(found)
+            except NotFound:
+                return  # it had: who looks for the target does not find it, and tries again
             with self._database.write() as connection:
                 if not self._exists(connection, target):
                     self._parent_row(connection, parent)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from kontti.errors import Error, NotFound
+from kontti.errors import DeadlineExceeded, Error, NotFound
 from kontti.metadata.backing import Backing
 from kontti.metadata.pauses import breathing
 from kontti.snapshots.base import Snapshotter
@@ -59,6 +59,22 @@ def attempt(backing: Backing, what: str, action: Callable[[], None]) -> None:
         backing.leftovers.set()
 
 
+def ask(backing: Backing, snapshotter: str, what: str, action: Callable[[], None]) -> None:
+    """``attempt`` at a snapshotter, which is asked no more once it was too late with an answer."""
+    if snapshotter in backing.silent:
+        backing.leftovers.set()
+        return
+
+    def act() -> None:
+        try:
+            action()
+        except DeadlineExceeded:
+            backing.silent.add(snapshotter)
+            raise
+
+    attempt(backing, what, act)
+
+
 def remove_blobs(backing: Backing, digests: Iterable[Digest]) -> None:
     """Every one that no namespace has."""
     for digest in breathing(digests, 32):
@@ -68,13 +84,14 @@ def remove_blobs(backing: Backing, digests: Iterable[Digest]) -> None:
 def remove_snapshots(backing: Backing, name: str, backends: set[str]) -> None:
     """Every one that no namespace has, children before parents."""
     if name in backing.snapshotters and backends:
-        attempt(backing, f"snapshots of {name}", partial(_remove_all, backing, name, backends))
+        remove = partial(_remove_all, backing, name, backends)
+        ask(backing, name, f"snapshots of {name}", remove)
 
 
 def clean_up(backing: Backing) -> None:
     """Have the backends free what was removed from them, by a collection or by name."""
     for name in sorted(backing.unclean):
-        attempt(backing, f"removed snapshots of {name}", partial(_clean_up, backing, name))
+        ask(backing, name, f"removed snapshots of {name}", partial(_clean_up, backing, name))
 
 
 def _clean_up(backing: Backing, name: str) -> None:
@@ -91,7 +108,7 @@ def _remove_all(backing: Backing, name: str, backends: set[str]) -> None:
     found = {i.name: i.parent for i in backing.snapshotters[name].walk() if i.name in backends}
     for backend in breathing(children_first(found), 32):
         what = f"snapshot {backend} of {name}"
-        attempt(backing, what, partial(remove_snapshot, backing, name, backend))
+        ask(backing, name, what, partial(remove_snapshot, backing, name, backend))
 
 
 def children_first(parents: Mapping[str, str]) -> list[str]:
@@ -122,7 +139,7 @@ def remove_orphans(backing: Backing) -> None:
     backing.leftovers.clear()
     for name, snapshotter in backing.snapshotters.items():
         look = partial(_snapshot_orphans, backing, name, snapshotter)
-        attempt(backing, f"orphans of {name}", look)
+        ask(backing, name, f"orphans of {name}", look)
     attempt(backing, "orphaned blobs", partial(_blob_orphans, backing))
     attempt(backing, "orphaned ingests", partial(_ingest_orphans, backing))
 
