@@ -33,6 +33,7 @@ LEASE_HEADER = "containerd-lease"
 FOREVER = float("inf")
 FORGET_SECONDS = 1.0
 LATE = "the daemon did not answer in time"
+HINT = "; is containerd running?"
 
 
 class _Call:
@@ -361,9 +362,8 @@ def _connect(address: str, timeout: float) -> socket.socket:
         _dial(found, path, time.monotonic() + timeout)
     except OSError as error:
         found.close()
-        raise Unavailable(
-            f'failed to dial "{path}": {error.strerror or error}; is containerd running?'
-        ) from error
+        problem = f'failed to dial "{path}": {error.strerror or error}{HINT}'
+        raise Unavailable(problem) from error
     found.setblocking(False)
     return found
 
