@@ -10,6 +10,7 @@ from kontti.cmd.ctr.images import get, images
 from kontti.cmd.ctr.output import binary_size, write_table
 from kontti.cmd.ctr.session import connect
 from kontti.cmd.ctr.transfers import snapshotter
+from kontti.errors import Error
 from kontti.images import image_check
 from kontti.images.graph import find_manifest
 from kontti.images.identity import chain_ids
@@ -20,6 +21,7 @@ from kontti.images.platforms import default, only
 def check(call: Call) -> None:
     """Whether each image's content is here, and unpacked."""
     rows = []
+    first: Error | None = None
     with connect(call) as client:
         content, matcher = RemoteContent(client), only(default())
         stat = RemoteSnapshotter(client, snapshotter(call)).stat
@@ -28,9 +30,15 @@ def check(call: Call) -> None:
             status = image_check.check(content, target, matcher)
             required, present = len(status.required), len(status.present)
             size, here = status.size, status.present_size
-            unpacked = status.complete and image_check.is_unpacked(content, target, matcher, stat)
+            unpacked = False
+            try:
+                # a snapshotter may have layers that are not here
+                unpacked = image_check.is_unpacked(content, target, matcher, stat)
+            except Error as error:
+                problem = f"unable to check unpack for {image.name}: {error.message}"
+                first = first or type(error)(problem)
             if call.bool("quiet"):
-                if status.complete:
+                if status.complete and unpacked:
                     print(image.name)
                 continue
             rows.append(
@@ -45,6 +53,8 @@ def check(call: Call) -> None:
             )
     if not call.bool("quiet"):
         write_table([("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), *rows])
+    if first is not None:
+        raise first
 
 
 def usage(call: Call) -> None:

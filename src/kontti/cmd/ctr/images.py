@@ -86,10 +86,11 @@ def row_of(client: Client, image: Image) -> tuple[str, ...]:
 
 def total_size(content: Provider, target: Descriptor) -> int:
     """Bytes of the best manifest for this host and all below it, as far as descriptors tell."""
-    from kontti.images.image_check import size
+    from kontti.images.graph import walk
     from kontti.images.platforms import default, only
 
-    return size(content, target, only(default()))
+    found = walk(content, target, only(default()), limit=1)
+    return sum(node.descriptor.size for node in found if not node.missing)
 
 
 def platforms_text(content: Provider, target: Descriptor) -> str:
