@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kontti.content.base import Provider
 from kontti.engine.base import Core
-from kontti.errors import NotFound
+from kontti.errors import DeadlineExceeded, NotFound, Unavailable
 from kontti.images.graph import walk
 from kontti.images.identity import chain_ids
 from kontti.images.manifest import read_config
@@ -62,11 +62,15 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class DiskUsage:
-    """What a namespace takes. ``totals`` are of blobs, then by snapshotter of layers and others."""
+    """What a namespace takes. ``totals`` are of blobs, then by snapshotter of layers and others.
+
+    ``left_out`` is by snapshotter why what it has is not known.
+    """
 
     images: tuple[ImageUsage, ...]
     containers: tuple[ContainerUsage, ...]
     totals: tuple[Total, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class Survey:
     images: dict[str, frozenset[Item]] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
     containers: Sequence[Container] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def total(self, items: frozenset[Item] | set[Item]) -> int:
         """Bytes of ``items``."""
@@ -103,7 +108,8 @@ def disk_usage(core: Core, scope: Scope) -> DiskUsage:
     """What the namespace's images, layers and containers take."""
     survey = look(core, scope)
     containers = (_container_usage(survey, c) for c in survey.containers if c.snapshot_key)
-    return DiskUsage(_image_usages(survey), tuple(containers), tuple(_totals(survey)))
+    images, totals = _image_usages(survey), tuple(_totals(survey))
+    return DiskUsage(images, tuple(containers), totals, survey.left_out)
 
 
 def look(core: Core, scope: Scope) -> Survey:
@@ -114,7 +120,11 @@ def look(core: Core, scope: Scope) -> Survey:
         survey.sizes[PACKED, blob.digest] = blob.size
     names = core.snapshotters()
     for name in names:
-        _add_snapshots(survey, stores.snapshots(scope, name), name)
+        try:
+            _add_snapshots(survey, stores.snapshots(scope, name), name)
+        except (Unavailable, DeadlineExceeded) as error:
+            # another process, which may be gone
+            survey.left_out[name] = error.message
     for image in stores.images(scope).list():
         survey.images[image.name] = frozenset(_items(survey, content, image, names))
         survey.targets[image.name] = image.target.digest

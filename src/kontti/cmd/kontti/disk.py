@@ -108,6 +108,8 @@ def df(root: Root, args: argparse.Namespace) -> int:
         show_json(dataclasses.asdict(found))
     else:
         print_usage(found)
+    for snapshotter, problem in found.left_out.items():
+        print(f"kontti: snapshotter {snapshotter} is left out: {problem}", file=sys.stderr)
     return 0
 
 
