@@ -56,6 +56,10 @@ class Core(Protocol):
         """The names of those that work."""
         ...
 
+    def is_lazy(self, snapshotter: str) -> bool:
+        """Whether ``snapshotter`` may get layers from their registry by itself."""
+        ...
+
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""
         ...

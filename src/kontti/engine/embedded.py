@@ -100,6 +100,10 @@ class EmbeddedCore:
         """The names of those that opened."""
         return tuple(self.stores.snapshotters)
 
+    def is_lazy(self, snapshotter: str) -> bool:
+        """None of those here does."""
+        return False
+
     def transfer_parts(self) -> Parts:
         """What pull, push, import and export work on."""
         return self.opened.transfer_parts()

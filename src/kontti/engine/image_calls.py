@@ -34,13 +34,19 @@ class ImageCalls:
         user: str = "",
         password: str = "",
         progress: OnProgress | None = None,
+        snapshotter: str = "overlayfs",
     ) -> ImageInfo:
         """Pull ``name`` (docker's short names too) and unpack it. Plain HTTP only if asked for."""
         from kontti.engine import images
 
-        given = (user, password)
         found = images.fetch(
-            self._core, self._scope, name, given, plain_http=plain_http, progress=progress
+            self._core,
+            self._scope,
+            name,
+            (user, password),
+            plain_http=plain_http,
+            progress=progress,
+            snapshotter=snapshotter,
         )
         return images.info(self._core, self._scope, found)
 

@@ -15,6 +15,7 @@ from kontti.images.platforms import default, format_platform, only, parse
 from kontti.metadata.base import Image
 from kontti.namespaces import Scope
 from kontti.registry.reference import docker_normalize
+from kontti.transfer.base import DEFAULT_SNAPSHOTTER, PullOptions, Unpacking
 from kontti.transfer.progress import OnProgress, silent
 from kontti.values import Descriptor
 
@@ -78,16 +79,20 @@ def fetch(
     *,
     plain_http: bool,
     progress: OnProgress | None,
+    snapshotter: str = DEFAULT_SNAPSHOTTER,
 ) -> Image:
-    """Pull and unpack an image."""
+    """Pull and unpack an image; layers that the snapshotter gets by itself are not fetched."""
     from kontti.engine.registries import open_session
     from kontti.registry.resolver import Resolver
     from kontti.transfer.pull import pull
 
     name, (user, password) = docker_normalize(name), credentials
+    # those of every daemon need not be asked about
+    lazy = snapshotter != DEFAULT_SNAPSHOTTER and core.is_lazy(snapshotter)
+    options = PullOptions(unpack=Unpacking(snapshotter, lazy_name=name if lazy else ""))
     with open_session(name, plain_http=plain_http, user=user, password=password) as session:
         parts, resolver = core.transfer_parts(), Resolver(session)
-        return pull(parts, scope, resolver, name, progress=progress or silent).image
+        return pull(parts, scope, resolver, name, options, progress=progress or silent).image
 
 
 def send(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Coroutine, Sequence
 from functools import partial
@@ -49,6 +50,14 @@ class RemoteCore:
         request = PluginsRequest(filters=[f"type=={SNAPSHOTTER}"])
         found = self.stores.client(self._scope).unary(PLUGINS, request, PluginsResponse).plugins
         return [plugin.id for plugin in found if plugin.init_err is None]
+
+    def is_lazy(self, snapshotter: str) -> bool:
+        """Whether the daemon's configuration says so."""
+        from kontti.transfer.lazy import is_told
+
+        request = PluginsRequest(filters=[f"type=={SNAPSHOTTER},id=={json.dumps(snapshotter)}"])
+        found = self.stores.client(self._scope).unary(PLUGINS, request, PluginsResponse).plugins
+        return any(is_told(plugin.exports) for plugin in found)
 
     def transfer_parts(self) -> Parts:
         """Layers are applied by the daemon."""

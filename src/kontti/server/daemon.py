@@ -68,11 +68,15 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class TransferSettings:
-    """How much transfers do at once, what they unpack, and where registries are configured."""
+    """How much transfers do at once, what they unpack, and where registries are configured.
+
+    ``lazy``: the snapshotters that may get layers by themselves.
+    """
 
     rates: Rates = field(default_factory=Rates)
     supported: tuple[Supported, ...] | None = None
     directories: tuple[str, ...] = ()
+    lazy: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +293,8 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
 
 def make_transfers(settings: TransferSettings, stores: Stores) -> Transfers:
     """What the Transfer service adapts."""
-    local = LocalTransfers(stores.transfer_parts(), settings.rates, settings.supported)
+    parts = stores.transfer_parts()
+    local = LocalTransfers(parts, settings.rates, settings.supported, settings.lazy)
     return Transfers(local, settings.directories)
 
 

@@ -13,6 +13,7 @@ from kontti.errors import InvalidArgument
 from kontti.images.platforms import default, parse
 from kontti.namespaces import Scope
 from kontti.server.plugins import BUILTINS, CONTENT, DIFFER, SNAPSHOTTER, Plugin
+from kontti.transfer.lazy import is_told
 
 SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
 TYPES = {"snapshot": SNAPSHOTTER, "content": CONTENT, "diff": DIFFER, "sandbox": SANDBOX_CONTROLLER}
@@ -47,6 +48,13 @@ class Proxies:
             names = ", ".join(sorted(stores))
             raise InvalidArgument(f"one content store is needed, and there are more: {names}")
         return ProxyContent(self._config[found[0].id].address) if found else None
+
+    @property
+    def lazy(self) -> frozenset[str]:
+        """The snapshotters that are told where layers are, to get them by themselves."""
+        return frozenset(
+            row.id for row in self.rows if row.type == SNAPSHOTTER and is_told(dict(row.exports))
+        )
 
     @property
     def order(self) -> Sequence[str]:

@@ -43,11 +43,13 @@ def settings_of(config: Config) -> DaemonSettings:
         proxies=proxies.rows,
         opt_path=config.plugin(sections.Opt).path,
         restart_seconds=config.plugin(sections.Restart).interval.seconds,
-        transfer=transfer_settings(config.plugin(sections.TransferLocal)),
+        transfer=transfer_settings(config.plugin(sections.TransferLocal), proxies.lazy),
     )
 
 
-def transfer_settings(section: sections.TransferLocal) -> TransferSettings:
+def transfer_settings(
+    section: sections.TransferLocal, lazy: frozenset[str] = frozenset()
+) -> TransferSettings:
     """How transfers are done; raises InvalidArgument."""
     return TransferSettings(
         rates=Rates(
@@ -57,6 +59,7 @@ def transfer_settings(section: sections.TransferLocal) -> TransferSettings:
         ),
         supported=unpack_platforms(section),
         directories=tuple(path for path in section.config_path.split(":") if path),
+        lazy=lazy,
     )
 
 

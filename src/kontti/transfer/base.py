@@ -42,12 +42,15 @@ class Unpacking:
     """Where layers are unpacked to. ``labels`` are put on the snapshots.
 
     ``platform``: manifests that say they are of one that it cannot run stay packed.
+    ``lazy_name``: the name that the image has at its registry, for a snapshotter that may get
+    layers from there by itself. It is asked before they are fetched.
     """
 
     snapshotter: str = DEFAULT_SNAPSHOTTER
     sync_fs: bool = False
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     platform: Platform | None = None
+    lazy_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,16 @@ class PullOptions:
     lease_seconds: int = DAY
     unpack_also: tuple[Unpacking, ...] = ()
     images: Callable[[Descriptor], Sequence[Image]] | None = None
+
+    @property
+    def unpackings(self) -> tuple[Unpacking, ...]:
+        """All that the image is unpacked to."""
+        return () if self.unpack is None else (self.unpack, *self.unpack_also)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether layers may be left where they are."""
+        return bool(self.unpackings) and all(unpack.lazy_name for unpack in self.unpackings)
 
 
 @dataclass(frozen=True, slots=True)

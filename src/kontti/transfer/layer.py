@@ -25,12 +25,16 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer to apply: its blob, its tree's digest uncompressed, the chain that ends with it."""
+    """A layer to apply: its blob, its tree's digest uncompressed, the chain that ends with it.
+
+    ``hints`` are labels that tell a remote snapshotter where it is.
+    """
 
     descriptor: Descriptor
     diff_id: Digest
     chain_id: Digest
     parent: str
+    hints: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,10 @@ class LayerUnpacker:
         return True
 
     def ensure(self, layer: Layer, blobs: Blobs = ALL_THERE, is_stopped: IsStopped = never) -> None:
-        """Make the layer's snapshot be there; its parent is, and its blob comes."""
+        """Make the layer's snapshot be there; its parent is, and its blob comes.
+
+        ``blobs`` is not asked where the snapshotter has the layer already.
+        """
         try:
             self._ensure(layer, blobs, is_stopped)
         except Broken:
@@ -83,16 +90,17 @@ class LayerUnpacker:
 
     def _ensure(self, layer: Layer, blobs: Blobs, is_stopped: IsStopped) -> None:
         labels = self.labels(layer)
-        if self.exists(layer):
+        prepared = None if self.exists(layer) else self.prepare(layer, layer.parent, labels)
+        if prepared is None:
             return
-        with self.reading(layer, blobs, is_stopped) as incoming:
-            prepared = self.prepare(layer, layer.parent, labels)
-            if prepared is None:
-                return
+        with (
+            self.undoing(prepared.key),
+            self.reading(layer, blobs, is_stopped) as incoming,
+            self.naming(layer),
+        ):
             self.reporter.blob("extracting", layer.descriptor)
-            with self.dropping(layer, prepared.key):
-                self._apply(layer, prepared.mounts, incoming, blobs, is_stopped)
-                self.commit(layer, prepared.key, labels)
+            self._apply(layer, prepared.mounts, incoming, blobs, is_stopped)
+            self.commit(layer, prepared.key, labels)
         self.reporter.blob("extracted", layer.descriptor, layer.descriptor.size)
 
     @contextlib.contextmanager
@@ -114,7 +122,7 @@ class LayerUnpacker:
         """What the layer's snapshot is labelled with."""
         hints = layer.descriptor.annotations.items()
         inherited = {k: v for k, v in hints if k.startswith(INHERITED_PREFIX)}
-        return {**inherited, **self.options.labels, TARGET_LABEL: layer.chain_id}
+        return {**inherited, **layer.hints, **self.options.labels, TARGET_LABEL: layer.chain_id}
 
     def prepare(
         self, layer: Layer, parent: str, labels: Mapping[str, str] = EMPTY
@@ -134,16 +142,26 @@ class LayerUnpacker:
     @contextlib.contextmanager
     def dropping(self, layer: Layer, key: str) -> Iterator[None]:
         """Removes snapshot ``key`` where the block fails; errors name the layer."""
+        with self.undoing(key), self.naming(layer):
+            yield
+
+    @contextlib.contextmanager
+    def undoing(self, key: str) -> Iterator[None]:
+        """Removes snapshot ``key`` where the block fails."""
         try:
             yield
-        except Error as error:
-            self.drop(key)
-            raise type(error)(
-                f"failed to extract layer {layer.diff_id}: {error.message}"
-            ) from error
         except BaseException:
             self.drop(key)
             raise
+
+    @contextlib.contextmanager
+    def naming(self, layer: Layer) -> Iterator[None]:
+        """Errors of the block name the layer."""
+        try:
+            yield
+        except Error as error:
+            message = f"failed to extract layer {layer.diff_id}: {error.message}"
+            raise type(error)(message) from error
 
     def drop(self, key: str) -> None:
         """The caller must hear of the first failure: what cannot be removed now is collected."""

@@ -53,11 +53,15 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class LocalTransfers:
-    """``supported`` is what may be unpacked; None: every platform, with every snapshotter."""
+    """``supported`` is what may be unpacked; None: every platform, with every snapshotter.
+
+    ``lazy``: the snapshotters that may get layers by themselves.
+    """
 
     parts: Parts
     rates: Rates = Rates()
     supported: tuple[Supported, ...] | None = None
+    lazy: frozenset[str] = frozenset()
 
     def run(
         self, scope: Scope, source: End, destination: End, progress: OnProgress = silent
@@ -86,7 +90,7 @@ class LocalTransfers:
     def _pull(
         self, scope: Scope, source: Registry, store: ImageStore, progress: OnProgress
     ) -> None:
-        unpackings = self.unpackings(store)
+        unpackings = self.unpackings(store, source.reference)
         options = PullOptions(
             select=store.selection(),
             unpack=unpackings[0] if unpackings else None,
@@ -100,15 +104,19 @@ class LocalTransfers:
             resolver = Resolver(session)
             pull(self.parts, scope, resolver, source.reference, options, progress=progress)
 
-    def unpackings(self, store: ImageStore) -> tuple[Unpacking, ...]:
-        """Where the images of ``store`` are unpacked to; what is not supported is left out."""
+    def unpackings(self, store: ImageStore, reference: str = "") -> tuple[Unpacking, ...]:
+        """Where the images of ``store`` are unpacked to; what is not supported is left out.
+
+        ``reference`` is where they come from, if that is a registry.
+        """
         found = []
         for wish in store.unpacks:
             name = wish.snapshotter or DEFAULT_SNAPSHOTTER
             if self.supported is not None:
                 name = snapshotter_for(wish, self.supported, DEFAULT_SNAPSHOTTER)
             if name:
-                found.append(Unpacking(name, platform=wish.platform))
+                lazy_name = reference if name in self.lazy else ""
+                found.append(Unpacking(name, platform=wish.platform, lazy_name=lazy_name))
             else:
                 log.warning("no unpack_config for %s, %s", wish.platform, wish.snapshotter)
         return tuple(found)

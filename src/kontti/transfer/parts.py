@@ -19,7 +19,7 @@ from kontti.transfer.incoming import ALL_THERE, Blobs
 from kontti.transfer.lease import keep, leased
 from kontti.transfer.progress import OnProgress, Reporter, silent
 from kontti.transfer.selection import limit_of, matcher_of
-from kontti.transfer.unpack import Unpacker, is_unpackable, layers_of
+from kontti.transfer.unpack import Unpacker, hinted, is_unpackable, layers_of
 from kontti.values import Descriptor
 
 # of all pulls of a process together
@@ -72,6 +72,8 @@ class ManifestUnpacker:
             return None
         blobs.fetched(manifest.config)
         layers = layers_of(manifest, read_config(self.content, manifest.config))
+        if name := self.unpacker.options.lazy_name:
+            layers = hinted(layers, name, descriptor.digest)
         chain_id = self.unpacker.unpack(layers, manifest.config, blobs)
         return Unpacked(descriptor, chain_id)
 

@@ -22,7 +22,9 @@ from kontti.registry.reference import Reference
 from kontti.registry.resolver import Resolver
 from kontti.transfer.base import Pulled, PullOptions, Unpacked
 from kontti.transfer.download import Downloads, Sink
+from kontti.transfer.incoming import Blobs
 from kontti.transfer.labels import add_labels, source_label
+from kontti.transfer.lazy import OnDemand
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import Parts
 from kontti.transfer.progress import OnProgress, Reporter, silent
@@ -82,7 +84,7 @@ class _Run:
         source = resolver.fetcher(reference, chunking)
         with Downloads(source, sink, workers) as downloads:
             manifests = list(Graph(content, downloads, self.options).fetch(target))
-            unpacked = self._unpack(manifests, downloads)
+            unpacked = self._unpack(content, manifests, downloads)
             downloads.finish()
         return unpacked
 
@@ -90,16 +92,25 @@ class _Run:
         return self.parts.stores.content(Scope(self.scope.namespace))
 
     def _unpack(
-        self, manifests: Sequence[Descriptor], downloads: Downloads
+        self, content: Store, manifests: Sequence[Descriptor], downloads: Downloads
     ) -> tuple[Unpacked, ...]:
-        if self.options.unpack is None:
-            return ()
-        found = []
-        for options in (self.options.unpack, *self.options.unpack_also):
+        found: list[Unpacked] = []
+        for options in self.options.unpackings:
             unpacker = self.parts.unpacker(self.scope, options, self.reporter)
-            wanted = (manifest for manifest in manifests if is_wanted(manifest, options))
-            found += [unpacker.unpack(manifest, downloads) for manifest in wanted]
-        return tuple(unpacked for unpacked in found if unpacked is not None)
+            for manifest in (manifest for manifest in manifests if is_wanted(manifest, options)):
+                unpacked = unpacker.unpack(manifest, self._blobs(content, manifest, downloads))
+                found += [] if unpacked is None else [unpacked]
+        if self.options.is_lazy:
+            # what nobody unpacked is of no use where it is
+            for manifest in (m for m in manifests if m not in [u.manifest for u in found]):
+                for blob in children(content, manifest):
+                    downloads.start(blob)
+        return tuple(found)
+
+    def _blobs(self, content: Store, manifest: Descriptor, downloads: Downloads) -> Blobs:
+        if not self.options.is_lazy:
+            return downloads
+        return OnDemand(downloads, children(content, manifest)[1:])
 
 
 def check_target(target: Descriptor) -> None:
@@ -164,7 +175,7 @@ class Graph:
         self.downloads.tell_of(descriptor, found)
         if kind_of(descriptor.media_type) == "index":
             return self._of_index(item, found)
-        layers = item.whole and not self.options.metadata_only
+        layers = item.whole and not (self.options.metadata_only or self.options.is_lazy)
         return [_Wanted(child, True) for child in (found if layers else found[:1])]
 
     def _of_index(self, item: _Wanted, found: Sequence[Descriptor]) -> list[_Wanted]:

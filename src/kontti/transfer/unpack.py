@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kontti.diff.media_types import claims_layer
 from kontti.errors import InvalidArgument
@@ -14,8 +14,9 @@ from kontti.images.media_types import kind_of
 from kontti.transfer.incoming import ALL_THERE, Blobs
 from kontti.transfer.labels import SNAPSHOT_PREFIX, add_labels
 from kontti.transfer.layer import Layer, LayerUnpacker
+from kontti.transfer.lazy import hints
 from kontti.transfer.together import Together, can_go_ahead
-from kontti.values import Descriptor
+from kontti.values import Descriptor, Digest
 
 __all__ = ["Layer", "Unpacker", "is_unpackable", "layers_of"]
 MAX_LAYERS = 500
@@ -29,11 +30,13 @@ class Unpacker(LayerUnpacker):
     def unpack(self, layers: Sequence[Layer], config: Descriptor, blobs: Blobs = ALL_THERE) -> str:
         """The chain id of the whole; ``blobs`` has the layers', or will.
 
+        A lazy snapshotter is asked for each layer first: nobody waits for blobs of those it has.
+
         Raises FailedPrecondition for a layer that is not what the config says. A layer that failed
         leaves nothing; those before it stay, they are right.
         """
         missing = layers[self._present(layers) :]
-        if len(missing) > 1 and can_go_ahead(self):
+        if len(missing) > 1 and not self.options.lazy_name and can_go_ahead(self):
             Together(self, blobs).unpack(missing)
         else:
             for layer in missing:
@@ -68,6 +71,14 @@ def layers_of(manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
     chain = chain_ids(diff_ids)
     parents = ("", *chain)
     return tuple(map(Layer, manifest.layers, diff_ids, chain, parents))
+
+
+def hinted(layers: Sequence[Layer], name: str, manifest: Digest) -> tuple[Layer, ...]:
+    """``layers`` with what tells a snapshotter where to get them."""
+    digests = [layer.descriptor.digest for layer in layers]
+    return tuple(
+        replace(layer, hints=hints(name, manifest, digests[at:])) for at, layer in enumerate(layers)
+    )
 
 
 def is_unpackable(descriptor: Descriptor, manifest: Manifest) -> bool:

@@ -90,6 +90,7 @@ def add_images(commands: Commands) -> None:
         command.add_argument("--plain-http", action="store_true", help="allow HTTP without TLS")
         command.add_argument("-u", "--user", default="", help="USER[:PASSWORD] for the registry")
         command.add_argument("image", metavar="IMAGE")
+    pull.add_argument("--snapshotter", default="overlayfs", help="(default %(default)s)")
     push.add_argument("source", metavar="SOURCE", nargs="?", default="", help="(default: IMAGE)")
     load = add(commands, "load", ("images", "load"), "store the images of an archive")
     load.add_argument("-i", "--input", default="-", help="a file (default: stdin)")

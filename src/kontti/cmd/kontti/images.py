@@ -23,6 +23,7 @@ def pull(root: Root, args: argparse.Namespace) -> int:
             user=user,
             password=password,
             progress=progress,
+            snapshotter=args.snapshotter,
         )
     print(f"{found.name} {found.digest}")
     return 0
