@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +22,7 @@ from bench.memory import Footprint, daemon_pss, footprint, pss, shims_of
 from bench.pauses import measure as pauses_of
 from bench.pulls import pull_rows
 from bench.report import render
+from kontti.diff.workers import IDLE_SECONDS
 
 SMALL = "docker.io/library/busybox:bench"
 LARGE = "docker.io/library/files:bench"
@@ -158,6 +160,8 @@ def compare(
         pair = (ours, theirs)
         for daemon in pair:
             timed(daemon, "images", "import", str(small))
+        # long enough for what is kept ready after work to be let go
+        time.sleep(IDLE_SECONDS + 5)
         footprints = [footprint("the daemon, idle", {d.kind: daemon_pss(d) for d in pair})]
         results = []
         print("one container at a time")

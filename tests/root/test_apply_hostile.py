@@ -213,6 +213,7 @@ def test_a_worker_that_nobody_waits_for_is_ended(tmp_path: Path, others: set[str
     job: ApplyJob = {
         "task": "apply",
         "blob": str(endless),
+        "grows": False,
         "size": 1,
         "algorithm": "sha256",
         "compression": "",
@@ -236,6 +237,21 @@ def test_warm_workers_are_used_and_ended(tmp_path: Path, others: set[str]) -> No
     chain.apply(BASE)
     chain.apply([Entry("x")])
     assert len(children_of_this_process() - others) == 1
+    workers.close()
+    assert children_of_this_process() == others
+
+
+def test_warm_workers_end_when_nobody_needs_them(tmp_path: Path, others: set[str]) -> None:
+    store = LocalStore(str(tmp_path / "content"))
+    workers = Workers(warm=1, idle_seconds=0.3)
+    chain = Chain(tmp_path / "layers", LayerApplier(store, workers), store)
+    chain.apply(BASE)
+    deadline = time.monotonic() + 30
+    while children_of_this_process() != others:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # and there is another one when there is work again
+    chain.apply([Entry("x")])
     workers.close()
     assert children_of_this_process() == others
 
@@ -265,8 +281,8 @@ from kontti.diff.plan import tree
 from kontti.diff.workers import Worker
 
 worker = Worker()
-job = dict(task="apply", blob={blob!r}, size=1, algorithm="sha256", compression="", limit=0,
-           entries=0, ahead=False,
+job = dict(task="apply", blob={blob!r}, grows=False, size=1, algorithm="sha256",
+           compression="", limit=0, entries=0, ahead=False,
            tree=tree("plain", {root!r}), sync=False)
 worker.send(encode(job), (), time.monotonic() + 60)
 print(worker._pid, flush=True)

@@ -25,6 +25,7 @@ _BOOT = (
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 _READ = 1 << 18
 _REAP_SECONDS = 10.0
+IDLE_SECONDS = 30.0
 # how often a wait looks whether it is still wanted
 _LOOK_SECONDS = 0.2
 _STDERR_TAIL = 2000
@@ -166,10 +167,11 @@ def _await(fd: int, event: int, deadline: float, stopped: Callable[[], bool] | N
 
 
 class Workers:
-    """Hands out workers; keeps up to ``warm`` of them started ahead of need."""
+    """Hands out workers; keeps up to ``warm`` of them started ahead of need, for a while."""
 
-    def __init__(self, warm: int = 0) -> None:
-        self._warm = warm
+    def __init__(self, warm: int = 0, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._warm, self._idle_seconds = warm, idle_seconds
+        self._timer: threading.Timer | None = None
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -190,11 +192,27 @@ class Workers:
         with self._lock:
             while len(self._idle) < self._warm and not self._closed:
                 self._idle.append(Worker())
+            if self._idle:
+                self._rearm()
 
-    def close(self) -> None:
-        """End the idle ones."""
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self._idle_seconds, self.end_idle)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end_idle(self) -> None:
+        """End those that nobody needed: each holds as much memory as two containers."""
         with self._lock:
-            self._closed = True
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.close()
+
+    def close(self) -> None:
+        """End the idle ones, and keep no more."""
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+        self.end_idle()
