@@ -124,15 +124,15 @@ def check_identifier(text: str, what: str = "") -> str:
     Letters and digits joined by single ``.``, ``_`` or ``-``, at most 76 of them, as containerd
     accepts: these names become path components. ``what`` goes before the message.
     """
+    if len(text) <= _MAX_ID and _ID.fullmatch(text):
+        return text
     prefix = f"{what}: " if what else ""
     if not text:
         raise InvalidArgument(f"{prefix}identifier must not be empty")
     shown = f"{prefix}identifier {quoted(text)}"
     if len(text) > _MAX_ID:
         raise InvalidArgument(f"{shown} greater than maximum length ({_MAX_ID} characters)")
-    if not _ID.fullmatch(text):
-        raise InvalidArgument(f"{shown} must match ^{_ID.pattern}$")
-    return text
+    raise InvalidArgument(f"{shown} must match ^{_ID.pattern}$")
 
 
 def quoted(text: str) -> str:

@@ -39,6 +39,9 @@ class MemoryReader:
     def read_at(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
+    def read_now(self, offset: int, length: int) -> bytes:
+        return self.read_at(offset, length)
+
     def close(self) -> None:
         pass
 

@@ -48,6 +48,16 @@ class LocalReader:
         with disk_errors(f"read {self._path}"):
             return os.pread(self._fd, length, offset)
 
+    def read_now(self, offset: int, length: int) -> bytes:
+        """Of up to ``length`` bytes from ``offset`` what is in memory; b"" where that is none."""
+        buffer = bytearray(min(length, max(self._size - offset, 0)))
+        try:
+            count = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:
+            # not in memory, or a file system that cannot tell: who waits for it learns of errors
+            return b""
+        return bytes(memoryview(buffer)[:count])
+
     def close(self) -> None:
         """Close the file; twice is fine."""
         fd, self._fd = self._fd, -1

@@ -16,6 +16,7 @@ from kontti.events.base import Publisher
 from kontti.metadata.base import Collector
 from kontti.metadata.database import Database
 from kontti.metadata.gc import Type
+from kontti.metadata.kept import KeptReaders
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
 from kontti.values import Digest, Resource
@@ -93,6 +94,7 @@ class Backing:
     mutated: Callable[[bool], None]
     """Told of each change, True where something may have become garbage."""
     names: BackendNames
+    readers: KeptReaders
     shared: bool = True
     """Whether a blob that one namespace has is another's for the asking of its digest."""
     locks: NamedLocks = field(default_factory=NamedLocks)

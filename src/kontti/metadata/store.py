@@ -17,6 +17,7 @@ from kontti.metadata.content import NamespacedContent
 from kontti.metadata.database import Database
 from kontti.metadata.gc import Type
 from kontti.metadata.images import ImageStore
+from kontti.metadata.kept import KeptReaders
 from kontti.metadata.leases import LeaseStore
 from kontti.metadata.namespaces import NamespaceStore
 from kontti.metadata.sandboxes import SandboxStore
@@ -59,6 +60,7 @@ class MetadataStore:
             publisher,
             self._mutated,
             BackendNames(database),
+            KeptReaders(database),
             shared=policy == "shared",
         )
         self._copied = database.generation
@@ -157,4 +159,5 @@ class MetadataStore:
 
     def close(self) -> None:
         """Close the database; the backends are the caller's."""
+        self._backing.readers.drop()
         self._backing.database.close()

@@ -28,6 +28,7 @@ def remove_blob(backing: Backing, digest: Digest) -> None:
             query = "SELECT 1 FROM blobs WHERE digest = ? LIMIT 1"
             if connection.execute(query, (digest,)).fetchone() is not None:
                 return
+        backing.readers.drop()
         with contextlib.suppress(NotFound):
             backing.content.delete(digest)
 

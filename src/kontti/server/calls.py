@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -161,15 +161,21 @@ class Call:
         elif self._timeout is not None and self._timeout <= 0:
             self._expire()
         else:
-            self._task = asyncio.get_running_loop().create_task(self._handle(request))
-            self._owner.track(self._task)
-            if self._timeout is not None:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(self._timeout, self._expire)
+            self._begin(lambda: self._method.function(request, self))
+
+    def _begin(self, work: Callable[[], Any]) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._handle(work))
+        self._owner.track(self._task)
+        if self._timeout is not None:
+            self._timer = loop.call_later(self._timeout, self._expire)
 
     def _answer_now(self, request: Any) -> None:
         try:
             answer = self._method.function(request, self)
+            if isinstance(answer, AsyncGenerator):
+                self._begin(lambda: answer)
+                return
             self._owner.wire.answer(self.stream, self._method.serialize(answer))
         except Exception as error:  # noqa: BLE001 every failure becomes a status
             self._fail(error)
@@ -181,12 +187,12 @@ class Call:
             self._owner.wire.reset(self.stream, CANCEL)
         self.finish(DeadlineExceeded.code, DeadlineExceeded.wording)
 
-    async def _handle(self, request: Any) -> None:
+    async def _handle(self, work: Callable[[], Any]) -> None:
         try:
             if self._method.server_streaming:
-                await self._stream(request)
+                await self._stream(work())
             else:
-                answer = await self._method.function(request, self)
+                answer = await work()
                 self._owner.wire.answer(self.stream, self._method.serialize(answer))
         except asyncio.CancelledError:
             # where it was not we who cancelled, somebody waits
@@ -200,9 +206,9 @@ class Call:
             self._owner.flush_soon()
             self._owner.forget(self)
 
-    async def _stream(self, request: Any) -> None:
+    async def _stream(self, work: AsyncGenerator[Any, None]) -> None:
         wire, stream, sent = self._owner.wire, self.stream, 0
-        async with contextlib.aclosing(self._method.function(request, self)) as answers:
+        async with contextlib.aclosing(work) as answers:
             async for answer in answers:
                 data = self._method.serialize(answer)
                 wire.send_message(stream, data)

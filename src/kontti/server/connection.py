@@ -74,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, count: int) -> None:
         """Something was read."""
         self._flushing = True
+        before = self._running
         try:
             events = self.wire.receive(bytes(self._service.buffer[:count]))
         except ConnectionFault as fault:
@@ -87,7 +88,11 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = None
         if self._senders:
             self._wake_senders()
-        self.flush()
+        if self._running > before:
+            # behind the first step of what has begun: its answer goes out with the rest
+            self._loop.call_soon(self.flush)
+        else:
+            self.flush()
 
     def pause_writing(self) -> None:
         """The socket takes no more: data waits, and who sends it."""

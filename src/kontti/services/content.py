@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from google.protobuf.empty_pb2 import Empty
 
 from kontti.api.services.content.v1 import content_pb2 as pb
-from kontti.content.base import Info, Reader, Status, Store, Writer
+from kontti.content.base import Info, Status, Store, Writer
 from kontti.errors import Canceled, InvalidArgument, OutOfRange
 from kontti.metadata.base import Metadata
 from kontti.services import convert
@@ -18,7 +18,6 @@ from kontti.values import Digest
 
 PAGE = 100
 CHUNK = 1 << 20
-FIRST = 64 << 10
 
 
 class ContentService:
@@ -54,30 +53,41 @@ class ContentService:
         await self._call(self._store(context).delete, Digest.parse(request.digest))
         return Empty()
 
-    async def read(
+    def read(
         self, request: pb.ReadContentRequest, context: Context
-    ) -> AsyncIterator[pb.ReadContentResponse]:
-        reader, offset, end, data = self._quick(self._open, self._store(context), request)
-        try:
-            while data:
-                yield pb.ReadContentResponse(offset=offset, data=data)
-                offset += len(data)
-                if offset >= end:
-                    return
-                data = await self._call(reader.read_at, offset, min(CHUNK, end - offset))
-        finally:
-            reader.close()
+    ) -> pb.ReadContentResponse | AsyncIterator[pb.ReadContentResponse]:
+        store = self._store(context)
+        data = self._quick(self._whole, store, request)
+        if data:
+            return pb.ReadContentResponse(offset=request.offset, data=data)
+        return self._pieces(store, request)
 
     @staticmethod
-    def _open(store: Store, request: pb.ReadContentRequest) -> tuple[Reader, int, int, bytes]:
-        """A reader, the range to read, and its first piece: most blobs that are read are small."""
-        reader = store.reader(Digest.parse(request.digest))
-        try:
+    def _whole(store: Store, request: pb.ReadContentRequest) -> bytes:
+        """All that is asked for, where it goes in one message and is in memory.
+
+        Clients copy a blob by asking for a few kilobytes of it at a time.
+        """
+        with store.reader(Digest.parse(request.digest)) as reader:
             offset, end = _range(request.offset, request.size, reader.size)
-            return reader, offset, end, reader.read_at(offset, min(FIRST, end - offset))
-        except BaseException:
-            reader.close()
-            raise
+            if end - offset > CHUNK:
+                return b""
+            data = reader.read_now(offset, end - offset)
+            return data if len(data) == end - offset else b""
+
+    async def _pieces(
+        self, store: Store, request: pb.ReadContentRequest
+    ) -> AsyncIterator[pb.ReadContentResponse]:
+        with self._quick(store.reader, Digest.parse(request.digest)) as reader:
+            offset, end = _range(request.offset, request.size, reader.size)
+            while offset < end:
+                size = min(CHUNK, end - offset)
+                data = reader.read_now(offset, size)
+                data = data or await self._call(reader.read_at, offset, size)
+                if not data:
+                    return
+                yield pb.ReadContentResponse(offset=offset, data=data)
+                offset += len(data)
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         status = await self._call(self._store(context).status, request.ref)

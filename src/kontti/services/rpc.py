@@ -1,8 +1,8 @@
 """From descriptors and plain objects to gRPC methods: scopes, and the bridge to threads.
 
 An adapter is a class with one method per rpc, named in snake_case: a plain one where it answers
-at once, a coroutine where it waits for something, an async generator where it streams. Methods it
-lacks answer Unimplemented with their name, so that every service is there from the start.
+at once, a coroutine where it waits for something, an async generator where it streams. A plain one
+of an rpc that streams gives its only answer, or an async iterator of them. Methods it lacks answer Unimplemented with their name, so that every service is there from the start.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Context(Protocol):
 class Method:
     """An rpc. ``function`` takes the request, or an iterator of them, and a context.
 
-    A ``quick`` one gives its answer at once; others are to be awaited or iterated over.
+    A ``quick`` one gives its answer at once, or an iterator of several; others are to be awaited or iterated over.
     """
 
     name: str
