@@ -12,22 +12,41 @@ from dataclasses import dataclass
 
 from tests.support.daemons import DEBIAN_CTR, Daemon
 
+from bench.cpu import cpu_seconds
+
 LIMIT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Seconds of one round, and those of CPU that the daemon and its children took."""
+
+    seconds: float
+    cpu: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Seconds per round: ours, theirs. ``ratio`` is theirs over ours: how many times as fast."""
+    """Samples per round. ``ratio`` is theirs over ours: how many times as fast."""
 
     name: str
     command: str
     target: float
-    ours: tuple[float, ...]
-    theirs: tuple[float, ...]
+    ours: tuple[Sample, ...]
+    theirs: tuple[Sample, ...]
 
     @property
     def ratio(self) -> float:
-        return statistics.median(t / o for o, t in zip(self.ours, self.theirs, strict=True))
+        return statistics.median(
+            t.seconds / o.seconds for o, t in zip(self.ours, self.theirs, strict=True)
+        )
+
+    @property
+    def cpu(self) -> tuple[float, float] | None:
+        """The medians of both sides' CPU seconds, None where they were not taken."""
+        ours = [s.cpu for s in self.ours if s.cpu is not None]
+        theirs = [s.cpu for s in self.theirs if s.cpu is not None]
+        return (statistics.median(ours), statistics.median(theirs)) if ours and theirs else None
 
 
 def interleaved(
@@ -35,7 +54,7 @@ def interleaved(
     command: str,
     target: float,
     rounds: int,
-    measure: Callable[[Daemon, int], float],
+    measure: Callable[[Daemon, int], float | Sample],
     daemons: tuple[Daemon, Daemon],
 ) -> Comparison:
     """``measure(daemon, round)`` in turn on ours and theirs, after a round that does not count."""
@@ -43,10 +62,14 @@ def interleaved(
     pairs = []
     for number in range(rounds + 1):
         first, second = (ours, theirs) if number % 2 else (theirs, ours)
-        seconds = {first.kind: measure(first, number), second.kind: measure(second, number)}
+        found = {d.kind: _sample(measure(d, number)) for d in (first, second)}
         if number:
-            pairs.append((seconds[ours.kind], seconds[theirs.kind]))
+            pairs.append((found[ours.kind], found[theirs.kind]))
     return Comparison(name, command, target, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+
+
+def _sample(measured: float | Sample) -> Sample:
+    return measured if isinstance(measured, Sample) else Sample(measured)
 
 
 def started(daemon: Daemon, args: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -74,6 +97,13 @@ def ended(process: subprocess.Popen[bytes]) -> int:
 def timed(daemon: Daemon, *args: str) -> float:
     """Wall seconds of one ``ctr``; raises where it fails."""
     return timed_together(daemon, [args])
+
+
+def metered(daemon: Daemon, *args: str) -> Sample:
+    """The same with the CPU that it cost the daemon."""
+    before = cpu_seconds(daemon.pid)
+    seconds = timed(daemon, *args)
+    return Sample(seconds, cpu_seconds(daemon.pid) - before)
 
 
 def timed_together(daemon: Daemon, commands: Sequence[Sequence[str]]) -> float:

@@ -39,12 +39,16 @@ def pss(pid: int) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that it started, from whichever of its threads."""
-    found = [pid]
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            found += descendants(int(child))
-    return found
+    """A process and all that it started, from whichever of its threads; [] for one that is gone."""
+    try:
+        children = [
+            int(child)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            for child in (thread / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return [pid, *(found for child in children for found in descendants(child))]
 
 
 def daemon_pss(daemon: Daemon) -> float:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,29 +13,26 @@ from tests.support import images, registry
 from tests.support.daemons import Daemon
 from tests.support.images import Entry, Image, directory
 
+from bench import engine
 from bench.fixtures import SEED, many_files_layer, text
-from bench.measure import Comparison, interleaved, timed
+from bench.measure import Comparison, Sample, interleaved, metered, timed
+from bench.peers import Peers
 from kontti.diff.compression import GZIP, compressor
-
-PULL = """
-import sys, time
-from kontti import Engine
-with Engine(sys.argv[1], state=sys.argv[1] + "-state") as engine:
-    start = time.perf_counter()
-    engine.pull(sys.argv[2], plain_http=True)
-    print(time.perf_counter() - start)
-    engine.remove_image(sys.argv[2])
-"""
 
 
 @dataclass(frozen=True)
 class Fixture:
-    """An image at the registry, and how much faster its pull is to be."""
+    """An image at the registry, and how much faster its pull is to be.
+
+    ``erofs`` is the target of a pull to EROFS, 0 where that is not measured.
+    """
 
     name: str
     tag: str
     target: float
     build: Callable[[], Image]
+    gzip: bool = True
+    erofs: float = 0
 
 
 def gzipped(tar: bytes) -> bytes:
@@ -84,31 +79,28 @@ def fixtures(scale: float) -> tuple[Fixture, ...]:
 
     return (
         Fixture("258 MB in 13 files", "few", 2.0, few),
-        Fixture("391 MB in 38,000 entries", "many", 3.0, lambda: many(gzipped, "+gzip")),
-        Fixture("five layers of 717 MB", "five", 4.0, lambda: five(gzipped, "+gzip")),
-        Fixture("391 MB in 38,000 entries, zstd", "many-zstd", 2.0, lambda: many(zstd, "+zstd")),
-        Fixture("five layers of 717 MB, zstd", "five-zstd", 3.0, lambda: five(zstd, "+zstd")),
+        Fixture("391 MB in 38,000 entries", "many", 3.0, lambda: many(gzipped, "+gzip"), erofs=4),
+        Fixture("five layers of 717 MB", "five", 4.0, lambda: five(gzipped, "+gzip"), erofs=5),
+        Fixture(
+            "391 MB in 38,000 entries, zstd", "many-zstd", 2.0, lambda: many(zstd, "+zstd"), False
+        ),
+        Fixture(
+            "five layers of 717 MB, zstd", "five-zstd", 3.0, lambda: five(zstd, "+zstd"), False
+        ),
     )
 
 
-def pulled(daemon: Daemon, name: str) -> float:
-    """Seconds of one ``ctr images pull``; the image is removed afterwards."""
-    seconds = timed(daemon, "images", "pull", "--plain-http", name)
+def pulled(daemon: Daemon, name: str, snapshotter: str = "") -> Sample:
+    """One ``ctr images pull``; the image is removed afterwards."""
+    to = ("--snapshotter", snapshotter) if snapshotter else ()
+    sample = metered(daemon, "images", "pull", "--plain-http", *to, name)
     timed(daemon, "images", "rm", "--sync", name)
     subprocess.run(["sync"], check=True)
-    return seconds
-
-
-def pulled_by_engine(root: Path, name: str) -> float:
-    """Seconds of one pull by an embedded engine, opened before."""
-    command = [sys.executable, "-c", PULL, str(root), name]
-    done = subprocess.run(command, check=True, capture_output=True, env={**os.environ}, timeout=300)
-    subprocess.run(["sync"], check=True)
-    return float(done.stdout)
+    return sample
 
 
 def pull_rows(
-    pair: tuple[Daemon, Daemon], base: Path, disk: Path, rounds: int, scale: float
+    peers: Peers, base: Path, disk: Path, rounds: int, scale: float
 ) -> Iterator[Comparison]:
     """Each fixture pulled by the same client from both, and by our engine against that."""
     (base / "registry").mkdir()
@@ -119,17 +111,35 @@ def pull_rows(
             registry.push(address, "bench", fixture.tag, image)
             del image
             name = f"{address}/bench:{fixture.tag}"
+            rows = _Rows(peers, name, disk / "engine", rounds, gzip=fixture.gzip)
+            yield from rows.of(f"pull of {fixture.name}", fixture.target)
+            if fixture.erofs:
+                yield from rows.of(f"pull of {fixture.name}, erofs", fixture.erofs, "erofs")
 
-            def client(daemon: Daemon, _number: int, name: str = name) -> float:
-                return pulled(daemon, name)
 
-            def engine(daemon: Daemon, _number: int, name: str = name) -> float:
-                if daemon.kind == "kontti":
-                    return pulled_by_engine(disk / "engine", name)
-                return pulled(daemon, name)
+class _Rows:
+    """Comparisons of one image's pulls."""
 
-            title, command = f"pull of {fixture.name}", "ctr images pull --plain-http IMAGE"
-            target = fixture.target
-            yield interleaved(title, command, target, rounds, client, pair)
-            command = "Engine.pull(IMAGE), ctr images pull"
-            yield interleaved(f"{title}, engine", command, target, rounds, engine, pair)
+    def __init__(self, peers: Peers, name: str, root: Path, rounds: int, *, gzip: bool) -> None:
+        self._name, self._root, self._rounds = name, root, rounds
+        self._pair, self._theirs = peers.pair, "containerd"
+        if gzip:
+            self._pair, self._theirs = peers.quicker(lambda daemon, _: pulled(daemon, name))
+
+    def of(self, title: str, target: float, snapshotter: str = "") -> Iterator[Comparison]:
+        """By the client, and by the engine; ``snapshotter`` is ours alone: they have overlayfs."""
+        to = f"--snapshotter {snapshotter} " if snapshotter else ""
+        command = f"ctr images pull --plain-http {to}IMAGE; {self._theirs}"
+
+        def client(daemon: Daemon, _number: int) -> Sample:
+            return pulled(daemon, self._name, snapshotter if daemon.kind == "kontti" else "")
+
+        def by_engine(daemon: Daemon, number: int) -> Sample:
+            if daemon.kind != "kontti":
+                return pulled(daemon, self._name)
+            action = ("pull-with", self._name, snapshotter) if to else ("pull", self._name)
+            return engine.measured(self._root, *action)
+
+        yield interleaved(title, command, target, self._rounds, client, self._pair)
+        command = f"Engine.pull(IMAGE) by {snapshotter or 'overlayfs'}; {self._theirs}"
+        yield interleaved(f"{title}, engine", command, target, self._rounds, by_engine, self._pair)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bench.measure import Comparison
+from bench.measure import Comparison, Sample
 from bench.memory import Footprint
 from bench.pauses import Pauses
+
+HEAD = (
+    "| what | kontti, median | containerd, median | ratio | target "
+    "| CPU, kontti | containerd | ratio | rounds |"
+)
+TICK = 0.01
+"""What the kernel counts a process's CPU in, in seconds."""
 
 
 def render(
@@ -27,8 +34,11 @@ def render(
         "",
         f"Machine: {machine}. Peers: {'; '.join(peers)}.",
         "",
-        "| what | kontti, median | containerd, median | ratio | target | rounds |",
-        "|---|---|---|---|---|---|",
+        "CPU is the daemon's and its children's (with the engine, its process's), of the median",
+        "round: other work on the machine changes it less than the clock's time.",
+        "",
+        HEAD,
+        "|---|---|---|---|---|---|---|---|---|",
         *(_row(r) for r in results),
         "",
         "| memory (PSS) | kontti | containerd | ratio |",
@@ -54,20 +64,27 @@ def render(
 
 
 def _row(result: Comparison) -> str:
-    ours, theirs = statistics.median(result.ours), statistics.median(result.theirs)
+    ours, theirs = (
+        statistics.median(sample.seconds for sample in side)
+        for side in (result.ours, result.theirs)
+    )
     return (
         f"| {result.name} | {_ms(ours)} | {_ms(theirs)} | {result.ratio:.2f} "
-        f"| {result.target:.1f} | {len(result.ours)} |"
+        f"| {result.target:.1f} | {_cpu(result)} | {len(result.ours)} |"
     )
 
 
-def _memory(found: Footprint) -> str:
-    return f"| {found.name} | {found.ours:.1f} MiB | {found.theirs:.1f} MiB | {found.ratio:.2f} |"
+def _cpu(result: Comparison) -> str:
+    if result.cpu is None:
+        return "| |"
+    ours, theirs = result.cpu
+    return f"{ours:.2f} s | {theirs:.2f} s | {theirs / max(ours, TICK):.2f}"
 
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def _range(values: Sequence[float]) -> str:
+def _range(samples: Sequence[Sample]) -> str:
+    values = [sample.seconds for sample in samples]
     return f"{_ms(min(values))} - {_ms(max(values))}"

@@ -12,22 +12,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support import daemons, images
+from tests.support import images
 from tests.support.daemons import Daemon
 
-from bench import crowd
+from bench import crowd, peers
+from bench.diffs import diff_rows
 from bench.fixtures import fresh_ext4, many_files_layer
-from bench.measure import Comparison, interleaved, timed, timed_together
+from bench.measure import Comparison, Sample, interleaved, metered, timed, timed_together
 from bench.memory import Footprint, daemon_pss, footprint, pss, shims_of
 from bench.pauses import measure as pauses_of
+from bench.peaks import pull_peaks
+from bench.peers import Pair, Peers
 from bench.pulls import pull_rows
 from bench.report import render
+from bench.transfers import transfer_rows
 from kontti.diff.workers import IDLE_SECONDS
 
 SMALL = "docker.io/library/busybox:bench"
 LARGE = "docker.io/library/files:bench"
 RESULTS = Path(__file__).with_name("RESULTS.md")
-Pair = tuple[Daemon, Daemon]
 
 
 def run_one(pair: Pair, rounds: int) -> Comparison:
@@ -47,14 +50,15 @@ def run_ten(pair: Pair, rounds: int) -> Comparison:
     return interleaved("ten containers at a time", command, 2.5, rounds, measure, pair)
 
 
-def import_large(pair: Pair, rounds: int, archive: Path) -> Comparison:
-    def measure(daemon: Daemon, _number: int) -> float:
-        seconds = timed(daemon, "images", "import", str(archive))
+def import_large(peers: Peers, rounds: int, archive: Path) -> Comparison:
+    def measure(daemon: Daemon, _number: int) -> Sample:
+        sample = metered(daemon, "images", "import", str(archive))
         timed(daemon, "images", "rm", "--sync", LARGE)
         subprocess.run(["sync"], check=True)
-        return seconds
+        return sample
 
-    command = f"ctr images import files.tar ({archive.stat().st_size >> 20} MiB)"
+    pair, theirs = peers.quicker(measure)
+    command = f"ctr images import files.tar ({archive.stat().st_size >> 20} MiB); {theirs}"
     return interleaved("import of 250 MB in 30,000 files", command, 2.0, rounds, measure, pair)
 
 
@@ -126,7 +130,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the quick comparisons")
     parser.add_argument("--imports", type=int, default=5, help="rounds of the import")
     parser.add_argument("--pulls", type=int, default=3, help="rounds of each pull")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of what is pulled")
+    parser.add_argument("--transfers", type=int, default=5, help="rounds of export, push, diff")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of what is moved")
     parser.add_argument("--many", type=int, default=50, help="containers for lists and memory")
     parser.add_argument("--crowd", type=int, default=500, help="containers for a restart")
     options = parser.parse_args()
@@ -135,17 +140,20 @@ def main() -> None:
         print("making the images")
         small, large = base / "small.tar", base / "large.tar"
         small.write_bytes(images.archive(images.build(), SMALL))
-        large.write_bytes(images.archive(images.build([many_files_layer()]), LARGE))
+        files, megabytes = int(30_000 * options.scale), int(250 * options.scale)
+        image = images.build([many_files_layer(files, megabytes)])
+        large.write_bytes(images.archive(image, LARGE))
         with fresh_ext4(base) as disk:
             results, footprints = compare(disk, small, large, options)
             print("collection")
             pauses = pauses_of(disk)
-    peers = [
+    programs = [
         version_of("containerd", "--version"),
+        version_of("pigz", "--version"),
         version_of("runc", "--version"),
         version_of("crun", "--version"),
     ]
-    RESULTS.write_text(render(results, footprints, machine(), peers, pauses))
+    RESULTS.write_text(render(results, footprints, machine(), programs, pauses))
     print(RESULTS.read_text())
 
 
@@ -153,11 +161,8 @@ def compare(
     disk: Path, small: Path, large: Path, options: argparse.Namespace
 ) -> tuple[list[Comparison], list[Footprint]]:
     """All comparisons, with both daemons up on ``disk``."""
-    with (
-        daemons.running("kontti", disk / "kontti") as ours,
-        daemons.running("containerd", disk / "containerd") as theirs,
-    ):
-        pair = (ours, theirs)
+    with peers.running(disk) as found:
+        pair = found.pair
         for daemon in pair:
             timed(daemon, "images", "import", str(small))
         # long enough for what is kept ready after work to be let go
@@ -169,15 +174,22 @@ def compare(
         print("ten at a time")
         results.append(run_ten(pair, max(3, options.rounds // 4)))
         print("import")
-        results.append(import_large(pair, options.imports, large))
+        results.append(import_large(found, options.imports, large))
         if options.pulls:
-            results += pull_rows(pair, disk.parent, disk, options.pulls, options.scale)
+            results += pull_rows(found, disk.parent, disk, options.pulls, options.scale)
+        if options.transfers:
+            rounds, scale = options.transfers, options.scale
+            results += transfer_rows(pair, disk.parent, disk, rounds, scale)
+            results += diff_rows(pair, disk.parent, rounds, large, LARGE)
         print("exec")
         results.append(exec_one(pair, options.rounds))
         print("many containers")
         footprints += start_many(pair, options.many)
         results.append(list_many(pair, options.rounds, options.many + 1))
         remove_all(pair)
+    if options.pulls:
+        print("peak memory")
+        footprints += pull_peaks(disk, options.scale)
     print("a crowd")
     crowd_results, crowd_footprints = crowd.measure(
         disk, small, SMALL, options.crowd, options.rounds

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,14 +89,16 @@ def command(kind: str, base: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(kind: str, base: Path, more: str = "") -> Iterator[Daemon]:
+def running(
+    kind: str, base: Path, more: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
     """A daemon of ``kind`` ("kontti" or "containerd") under ``base``; cleaned up at the end.
 
-    ``more`` is put after its usual configuration.
+    ``more`` is put after its usual configuration, ``environment`` over ours.
     """
     base.mkdir(parents=True, exist_ok=True)
     (base / "config.toml").write_text(config(kind) + more)
-    daemon, process = start(kind, base)
+    daemon, process = start(kind, base, environment)
     try:
         yield daemon
     finally:
@@ -104,12 +106,18 @@ def running(kind: str, base: Path, more: str = "") -> Iterator[Daemon]:
         clean(base)
 
 
-def start(kind: str, base: Path) -> tuple[Daemon, subprocess.Popen[bytes]]:
+def start(
+    kind: str, base: Path, environment: Mapping[str, str] | None = None
+) -> tuple[Daemon, subprocess.Popen[bytes]]:
     """Start it and wait until it answers."""
     log = base / "daemon.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command(kind, base), stdout=out, stderr=out, start_new_session=True
+            command(kind, base),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     address = str(base / "c.sock")
     deadline = time.monotonic() + START_SECONDS

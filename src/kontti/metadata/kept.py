@@ -67,7 +67,7 @@ class KeptReaders:
 class LentReader:
     """content.base.Reader that is given back when it is closed."""
 
-    __slots__ = ("_closed", "_generation", "_inner", "_key", "_kept")
+    __slots__ = ("_closed", "_generation", "_inner", "_kept", "_key")
 
     def __init__(self, kept: KeptReaders, key: Key, generation: int, inner: Reader) -> None:
         self._kept = kept

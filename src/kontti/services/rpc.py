@@ -2,7 +2,8 @@
 
 An adapter is a class with one method per rpc, named in snake_case: a plain one where it answers
 at once, a coroutine where it waits for something, an async generator where it streams. A plain one
-of an rpc that streams gives its only answer, or an async iterator of them. Methods it lacks answer Unimplemented with their name, so that every service is there from the start.
+of an rpc that streams gives its only answer, or an async generator of all. Methods it lacks answer
+Unimplemented with their name, so that every service is there from the start.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Context(Protocol):
 class Method:
     """An rpc. ``function`` takes the request, or an iterator of them, and a context.
 
-    A ``quick`` one gives its answer at once, or an iterator of several; others are to be awaited or iterated over.
+    A ``quick`` one gives its answer at once, or an async generator; others are to be awaited or
+    iterated over.
     """
 
     name: str
