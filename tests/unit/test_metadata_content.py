@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from kontti.content.base import Info, Store
 from kontti.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from kontti.metadata.base import Namespace
+from kontti.metadata.kept import MOST
 from kontti.namespaces import Scope
 from kontti.testing.content import CHECKS, Check, put, sha256
 from kontti.values import Digest, Resource
@@ -195,3 +197,63 @@ def _have(content: Store, ref: str, data: bytes, digest: Digest) -> None:
     except AlreadyExists:
         pass
     assert digest == sha256(data)
+
+
+def test_a_blob_read_in_pieces_is_opened_once(stores: Stores) -> None:
+    content = stores.metadata.content(SCOPE)
+    digest = put(content, "ref", b"in pieces")
+    before = descriptors()
+    found = set()
+    for offset in range(9):
+        with content.reader(digest) as reader:
+            assert reader.read_at(offset, 1) == b"in pieces"[offset : offset + 1]
+            assert reader.read_now(offset, 1) in (b"", b"in pieces"[offset : offset + 1])
+            found |= descriptors() - before
+    assert len(found) == 1
+    with content.reader(digest) as one, content.reader(digest) as two:
+        assert one.read_at(0, 2) == two.read_at(0, 2) == b"in"
+    one.close()
+    two.close()
+    assert len(descriptors() - before) <= MOST
+
+
+def test_a_blob_that_is_gone_is_not_read_from_what_was_kept(stores: Stores) -> None:
+    one, two = (stores.metadata.content(Scope(name)) for name in ("one", "two"))
+    digest = put(one, "ref", b"soon gone")
+    before = descriptors()
+    one.reader(digest).close()
+    with pytest.raises(NotFound):
+        two.reader(digest)
+    one.delete(digest)
+    assert descriptors() <= before
+    with pytest.raises(NotFound):
+        one.reader(digest)
+
+
+def test_a_blob_whose_file_was_taken_away_is_missed(stores: Stores) -> None:
+    content = stores.metadata.content(SCOPE)
+    digest = put(content, "ref", b"taken")
+    with content.reader(digest) as reader:
+        path = reader.path
+    assert path is not None
+    os.unlink(path)
+    with pytest.raises(NotFound):
+        content.reader(digest)
+
+
+def test_few_blobs_are_kept_open(stores: Stores) -> None:
+    content = stores.metadata.content(SCOPE)
+    digests = [put(content, f"ref-{number}", b"%d" % number) for number in range(3 * MOST)]
+    before = descriptors()
+    for digest in digests:
+        content.reader(digest).close()
+    assert len(descriptors() - before) == MOST
+    stores.metadata.close()
+    assert descriptors() <= before
+
+
+def descriptors() -> set[str]:
+    """What this process has open."""
+    with os.scandir("/proc/self/fd") as found:
+        names = [entry.name for entry in found]
+    return {name for name in names if os.path.lexists(f"/proc/self/fd/{name}")}

@@ -95,6 +95,12 @@ class Handlers:
         await self.free.wait()
         yield b"free"
 
+    def few(self, request: bytes, _context: Context) -> bytes | AsyncIterator[bytes]:
+        """One answer at once, or as many as are asked for."""
+        if int(request) < 0:
+            raise NotFound("less than nothing")
+        return b"at once" if int(request) == 1 else self.count(request, _context)
+
     async def mirror(self, requests: AsyncIterator[bytes], _: Context) -> AsyncIterator[bytes]:
         with self.counted():
             async for request in requests:
@@ -117,8 +123,8 @@ class Handlers:
 
 
 CLIENT_STREAMS = ("mirror", "join", "ignore")
-QUICK = ("echo", "fail")
-SERVER_STREAMS = ("count", "tire", "pour", "silent", "mirror", "ignore")
+QUICK = ("echo", "fail", "few")
+SERVER_STREAMS = ("count", "few", "tire", "pour", "silent", "mirror", "ignore")
 UNARY = ("echo", "slow_echo", "wait", "stubborn", "fail", "fail_later", "join")
 
 
@@ -221,6 +227,15 @@ def test_server_streaming(channel: grpc.Channel) -> None:
     call = channel.unary_stream("/t.T/count")
     for size in (0, 1, 3000):
         assert list(call(b"%d" % size, timeout=SECONDS)) == [b"%d" % n for n in range(size)]
+
+
+def test_a_stream_that_answers_at_once(channel: grpc.Channel, server: Server) -> None:
+    call = channel.unary_stream("/t.T/few")
+    assert list(call(b"1", timeout=SECONDS)) == [b"at once"]
+    assert list(call(b"3", timeout=SECONDS)) == [b"0", b"1", b"2"]
+    assert list(call(b"0", timeout=SECONDS)) == []
+    assert failure(lambda: list(call(b"-1", timeout=SECONDS)))[0] is Codes.NOT_FOUND
+    until(lambda: server.tasks() == 0)
 
 
 def test_client_streaming(channel: grpc.Channel) -> None:
@@ -470,6 +485,37 @@ def test_a_client_that_sends_faster_than_is_read(server: Server) -> None:
         client.end(other)
         server.free()
         client.end(stream)
+
+
+@pytest.mark.parametrize(("method", "request_"), [("few", b"1"), ("count", b"3"), ("echo", b"x")])
+def test_an_answer_is_one_write(server: Server, method: str, request_: bytes) -> None:
+    with raw(server) as client:
+        client.read_for(0.2)
+        (served,) = server.listener._service.connections
+        counted = Counted(served._transport)
+        served._transport = counted  # type: ignore[assignment]
+        stream = client.wire.start_call(f"/t.T/{method}", [])
+        client.wire.send_message(stream, request_, end=True)
+        # clients measure the way with a ping for every piece of data
+        client.socket.sendall(Frame(6, 0, 0, bytes(8)).encode() + client.wire.data_to_send())
+        client.end(stream)
+        assert len(counted.writes) == 1
+
+
+class Counted:
+    """A transport of which what is written is kept."""
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self.writes: list[bytes] = []
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 # --- the listener

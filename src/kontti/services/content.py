@@ -18,6 +18,8 @@ from kontti.values import Digest
 
 PAGE = 100
 CHUNK = 1 << 20
+FIRST = 64 << 10
+"""What is sent before the client has shown that it reads."""
 
 
 class ContentService:
@@ -64,13 +66,11 @@ class ContentService:
 
     @staticmethod
     def _whole(store: Store, request: pb.ReadContentRequest) -> bytes:
-        """All that is asked for, where it goes in one message and is in memory.
-
-        Clients copy a blob by asking for a few kilobytes of it at a time.
-        """
+        """All that is asked for, where that is little and in memory: clients copy a blob by asking
+        for a few kilobytes of it at a time."""
         with store.reader(Digest.parse(request.digest)) as reader:
             offset, end = _range(request.offset, request.size, reader.size)
-            if end - offset > CHUNK:
+            if end - offset > FIRST:
                 return b""
             data = reader.read_now(offset, end - offset)
             return data if len(data) == end - offset else b""
@@ -80,8 +80,9 @@ class ContentService:
     ) -> AsyncIterator[pb.ReadContentResponse]:
         with self._quick(store.reader, Digest.parse(request.digest)) as reader:
             offset, end = _range(request.offset, request.size, reader.size)
+            most = FIRST
             while offset < end:
-                size = min(CHUNK, end - offset)
+                size, most = min(most, end - offset), CHUNK
                 data = reader.read_now(offset, size)
                 data = data or await self._call(reader.read_at, offset, size)
                 if not data:

@@ -65,6 +65,9 @@ def check_blob_can_be_read(store: Store) -> None:
         assert reader.read_at(5, 7) == data[5:12]
         assert reader.read_at(len(data) - 2, 10) == data[-2:]
         assert reader.read_at(len(data), 10) == b""
+        assert data.startswith(reader.read_now(0, len(data) + 10))
+        assert data[5:].startswith(reader.read_now(5, 7))
+        assert reader.read_now(len(data), 10) == b""
 
 
 def check_reader_outlives_blob(store: Store) -> None:
