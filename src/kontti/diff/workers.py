@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -24,6 +26,7 @@ _BOOT = (
 # every page of the next: 100,000 of them for a layer of 400 MB (mallopt(3))
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 _READ = 1 << 18
+PIPE = 1 << 20
 _REAP_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 # how often a wait looks whether it is still wanted
@@ -38,6 +41,7 @@ class Worker:
         self._stderr = os.memfd_create("worker-stderr")
         stdin, self._stdin = os.pipe()
         self._stdout, stdout = os.pipe()
+        _widen(self._stdout)
         try:
             self._pid = process.spawn(
                 [sys.executable, "-I", "-S", "-c", _BOOT, *filter(os.path.isabs, sys.path)],
@@ -53,7 +57,7 @@ class Worker:
         finally:
             os.close(stdin)
             os.close(stdout)
-        self._buffer = b""
+        self._buffer = bytearray()
         self._result: Result | None = None
         self.stopped: Callable[[], bool] | None = None
         """Whether nobody wants the result any more: waits then raise Canceled."""
@@ -125,7 +129,8 @@ class Worker:
                 count = len(self._buffer)
                 break
             self._buffer += data
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        taken = bytes(memoryview(self._buffer)[:count])
+        del self._buffer[:count]
         return taken
 
     def _complaint(self) -> str:
@@ -153,6 +158,12 @@ class Worker:
     def _close_files(self) -> None:
         for fd in (self._stdin, self._stdout, self._stderr):
             os.close(fd)
+
+
+def _widen(pipe: int) -> None:
+    """Have a whole frame go through a pipe at once; who has too many pipes keeps a small one."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
 
 
 def _await(fd: int, event: int, deadline: float, stopped: Callable[[], bool] | None) -> None:
