@@ -14,7 +14,7 @@ from bench.measure import timed
 from bench.memory import Footprint, descendants, footprint, pss
 from bench.pulls import few_files_layer, gzipped
 
-MEGABYTES = (16, 128, 512)
+MEGABYTES = (16, 128, 1024)
 PAUSE = 0.01
 
 
