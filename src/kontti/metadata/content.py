@@ -67,13 +67,7 @@ class NamespacedContent:
 
     def reader(self, digest: Digest) -> Reader:
         """Raises NotFound."""
-        readers, key = self._backing.readers, (self._namespace, digest)
-        kept = readers.take(key)
-        if kept is not None:
-            return kept
-        generation = self._database.generation
-        self.info(digest)
-        return readers.lend(key, generation, self._backing.content.reader(digest))
+        return self._backing.readers.open(self._namespace, digest, self.info)
 
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels; raises NotFound, InvalidArgument for other fields."""

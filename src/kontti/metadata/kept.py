@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from kontti.content.base import Reader
+from kontti.content.base import Provider, Reader
 from kontti.metadata.database import Database
 from kontti.values import Digest
 
@@ -23,13 +24,25 @@ Key = tuple[str, Digest]
 class KeptReaders:
     """Open readers that nobody uses now, by namespace and digest, at most ``MOST``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, content: Provider) -> None:
         self._database = database
+        self._content = content
         self._mutex = threading.Lock()
         self._idle: deque[tuple[Key, int, Reader]] = deque()
 
-    def take(self, key: Key) -> LentReader | None:
-        """One that was kept, None where none is good."""
+    def open(
+        self, namespace: str, digest: Digest, look_up: Callable[[Digest], object]
+    ) -> LentReader:
+        """One that was kept, or a new one once ``look_up`` has found the blob; raises NotFound."""
+        key = (namespace, digest)
+        kept = self._take(key)
+        if kept is not None:
+            return kept
+        generation = self._database.generation
+        look_up(digest)
+        return LentReader(self, key, generation, self._content.reader(digest))
+
+    def _take(self, key: Key) -> LentReader | None:
         with self._mutex:
             found = next((kept for kept in self._idle if kept[0] == key), None)
             if found is None:
@@ -39,10 +52,6 @@ class KeptReaders:
         if generation != self._database.generation or not os.path.lexists(reader.path or ""):
             reader.close()
             return None
-        return LentReader(self, key, generation, reader)
-
-    def lend(self, key: Key, generation: int, reader: Reader) -> LentReader:
-        """A new one, whose blob was looked up when the database was at ``generation``."""
         return LentReader(self, key, generation, reader)
 
     def give_back(self, key: Key, generation: int, reader: Reader) -> None:

@@ -60,7 +60,7 @@ class MetadataStore:
             publisher,
             self._mutated,
             BackendNames(database),
-            KeptReaders(database),
+            KeptReaders(database, content),
             shared=policy == "shared",
         )
         self._copied = database.generation
