@@ -272,6 +272,17 @@ def test_labels_that_are_only_asked_for_stay(here: Host) -> None:
     kept = out(here, "snapshots", "label", images_chain())
     assert "containerd.io/snapshot.ref" in kept
     assert out(here, "snapshots", "label", images_chain()) == kept
+    assert out(here, "images", "label", IMAGE, "colour=red") == "colour=red\n"
+    assert out(here, "images", "label", IMAGE) == "colour=red\n"
+    assert out(here, "images", "label", "--replace-all", IMAGE) == "\n"
+    # one with a snapshot, and one of a root file system: no field of that one cannot be changed
+    for made in ([IMAGE], ["--rootfs", str(here.base)]):
+        out(here, "containers", "create", *made, "labelled", "true")
+        kept = out(here, "containers", "label", "labelled", "colour=red")
+        assert out(here, "containers", "label", "labelled") == kept
+        record = json.loads(out(here, "containers", "info", "labelled"))
+        assert (record["Labels"]["colour"], record["Spec"]["process"]["args"]) == ("red", ["true"])
+        out(here, "containers", "rm", "labelled")
 
 
 def test_diff_of_an_images_layer_leaves_the_layer(here: Host) -> None:

@@ -120,8 +120,12 @@ def label(call: Call) -> None:
         update_mask=FieldMask(paths=[f"labels.{key}" for key in labels]),
     )
     with connect(call) as client:
-        answer = client.unary(CONTAINERS + "Update", request, UpdateContainerResponse)
-    shown = answer.container.labels if answer.container else {}
+        # an update that names no field is one of them all
+        if labels:
+            answer = client.unary(CONTAINERS + "Update", request, UpdateContainerResponse)
+            shown = answer.container.labels if answer.container else {}
+        else:
+            shown = container(client, id).labels
     print(",".join(f"{key}={value}" for key, value in shown.items()))
 
 

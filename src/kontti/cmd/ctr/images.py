@@ -148,8 +148,12 @@ def label(call: Call) -> None:
         image=Image(name=name, labels=labels), update_mask=FieldMask(paths=paths)
     )
     with connect(call) as client:
-        answer = client.unary(IMAGES + "Update", request, UpdateImageResponse)
-    shown = answer.image.labels if answer.image else {}
+        # an update that names no field is one of them all
+        if paths:
+            answer = client.unary(IMAGES + "Update", request, UpdateImageResponse)
+            shown = answer.image.labels if answer.image else {}
+        else:
+            shown = get(client, name).labels
     print(",".join(f"{key}={value}" for key, value in shown.items()))
 
 
