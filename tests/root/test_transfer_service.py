@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -283,6 +284,50 @@ def test_a_client_that_ends_ends_its_pull(daemon: Daemon, stores: RemoteStores) 
             assert stores.images(SCOPE).list() == []
         finally:
             go_on.set()
+
+
+def test_one_that_waits_for_anothers_download_ends_at_once(
+    daemon: Daemon, stores: RemoteStores
+) -> None:
+    """The other's goes on: it is complete although who waited for it left."""
+    image = build([layer([Entry("seen", b"by nobody but this test")])])
+    asked, go_on = threading.Semaphore(0), threading.Event()
+    serve = Repository(dict(image.blobs), {"1": image.digest})
+    serve.media_types[image.digest] = str(image.manifest["mediaType"])
+
+    def behaviour(request: Asked) -> Answer:
+        if request.path.endswith(image.layer_digests[0]):
+            asked.release()
+            go_on.wait(60)
+        return serve(request)
+
+    def run(client: Client, name: str, failed: bool) -> None:
+        with pytest.raises(Error) if failed else contextlib.nullcontext():
+            pull(client, f"{web.host}/{name}", ImageStore(name=name, unpacks=[UNPACK]))
+
+    with (
+        serving(behaviour) as web,
+        Client(daemon.address) as first,
+        Client(daemon.address) as second,
+    ):
+        try:
+            loads = threading.Thread(target=run, args=(first, "loads:1", False))
+            loads.start()
+            assert asked.acquire(timeout=SECONDS)
+            waits = threading.Thread(target=run, args=(second, "waits:1", True))
+            waits.start()
+            until(lambda: len(stores.leases(SCOPE).list()) == 2)
+            time.sleep(0.5)
+            second.close()
+            waits.join(SECONDS)
+            until(lambda: len(stores.leases(SCOPE).list()) == 1)
+            assert not go_on.is_set()
+            assert not asked.acquire(blocking=False)
+        finally:
+            go_on.set()
+        loads.join(SECONDS)
+        assert not loads.is_alive()
+        assert [i.name for i in stores.images(SCOPE).list()] == ["loads:1"]
 
 
 def test_a_client_that_reads_no_progress_holds_nothing_up(

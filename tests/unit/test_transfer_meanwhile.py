@@ -9,25 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from kontti.errors import NotFound, Unavailable
+from kontti.errors import Canceled, NotFound, Unavailable
 from kontti.images.identity import chain_ids
 from kontti.metadata.base import Image
 from kontti.namespaces import Scope
+from kontti.registry.parallel import Slots
 from kontti.testing.content import put, sha256
 from kontti.transfer.base import Unpacking
 from kontti.transfer.download import Sink, Stop, download
 from kontti.transfer.export import export_images
-from kontti.transfer.flights import Flights, IsStopped, never
+from kontti.transfer.flights import Flights, IsStopped, Unpacks, never
 from kontti.transfer.import_ import ImportOptions, import_archive
 from kontti.transfer.incoming import AllThere
 from kontti.transfer.lease import leased
 from kontti.transfer.parts import Parts
-from kontti.transfer.progress import Reporter, silent
+from kontti.transfer.progress import Progress, Reporter, silent
 from kontti.transfer.unpack import Layer, Unpacker
 from kontti.values import Descriptor, Digest, Mount, Resource
 from tests.support import images
 from tests.support.metadata import Stores, open_stores
-from tests.support.stores import MemoryContent, MemoryWriter
+from tests.support.stores import MemoryContent, MemorySnapshots, MemoryWriter
 
 SCOPE = Scope("default")
 TARS = [b"one", b"two", b"three"]
@@ -251,6 +252,49 @@ class Broken(Bytes):
     def fetch(self, descriptor: Descriptor, offset: int = 0) -> Generator[bytes, None, None]:
         yield self.data[:2]
         raise Unavailable("unexpected EOF")
+
+
+def test_who_waits_for_another_download_is_cancelled() -> None:
+    """With the key held, and with no slot free: in both nothing is done that tells progress."""
+    blob = Descriptor("application/x", sha256(b"blob"), 4)
+    told: list[str] = []
+    wrong = "waiting"
+
+    def cancelled(progress: Progress) -> None:
+        told.append(progress.event)
+        if progress.event == wrong:
+            raise Canceled("transfer")
+
+    content, flights, slots = MemoryContent(), Flights(), Slots(1)
+    sink = Sink(content, lambda: content, Reporter(cancelled), flights, slots=slots)
+    for held in (flights.hold(blob.digest), slots.hold(never)):
+        with held, pytest.raises(Canceled, match="transfer"):
+            download(Bytes(b"blob"), sink, blob, Stop())
+    assert (told, content.blobs, content.ingests) == (["waiting"] * 2, {}, {})
+    # who waits for another's unpacking as well
+    layer = Layer(blob, blob.digest, "chain", "")
+    unpacks = Unpacks(1)
+    snapshots = MemorySnapshots()
+    unpacker = Unpacker(
+        content,
+        snapshots,
+        TakesAnything(),
+        Unpacking("memory"),
+        Reporter(cancelled),
+        flights,
+        "default",
+        lambda _: None,
+        unpacks,
+    )
+    with unpacker.flight(layer), pytest.raises(Canceled, match="transfer"):
+        unpacker.unpack([layer], blob)
+    with unpacks.hold(), pytest.raises(Canceled, match="transfer"):
+        unpacker.unpack([layer], blob)
+    assert list(snapshots.walk()) == []
+    wrong = "extracting"
+    with pytest.raises(Canceled, match="transfer"):
+        unpacker.unpack([layer], blob)
+    assert list(snapshots.walk()) == []
 
 
 def test_what_a_broken_connection_brought_outlives_the_lease() -> None:

@@ -26,11 +26,10 @@ class Slots:
     @contextmanager
     def hold(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
         """Wait for a slot and have it; raises Canceled when stopped first."""
-        with self._changed:
-            while not self._take(1):
-                if is_stopped():
-                    raise Canceled("download")
-                self._changed.wait(WAIT_STEP)
+        # asked with no lock held: a caller's answer may take its time
+        while not self._taken_soon():
+            if is_stopped():
+                raise Canceled("download")
         try:
             yield
         finally:
@@ -45,6 +44,10 @@ class Slots:
             yield taken
         finally:
             self._give(taken)
+
+    def _taken_soon(self) -> bool:
+        with self._changed:
+            return bool(self._take(1) or (self._changed.wait(WAIT_STEP) and self._take(1)))
 
     def _take(self, count: int) -> int:
         taken = min(count, self._limit - self._used) if self._limit else count

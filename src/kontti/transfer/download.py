@@ -27,7 +27,7 @@ from kontti.registry.parallel import Slots
 from kontti.transfer.flights import STEP, Flights, IsStopped, never
 from kontti.transfer.incoming import TELL_EVERY, Growing
 from kontti.transfer.labels import add_labels
-from kontti.transfer.progress import Meter, Reporter, ref_key
+from kontti.transfer.progress import Meter, Reporter, ref_key, waiting
 from kontti.values import EMPTY, Descriptor, Digest
 
 HELD_SECONDS = 600.0
@@ -113,14 +113,15 @@ def download(
 def _download(
     source: Source, sink: Sink, descriptor: Descriptor, stop: Stop, growing: Growing
 ) -> None:
-    with sink.flights.hold(descriptor.digest, stop.is_set):
+    is_stopped = waiting(sink.reporter, descriptor, stop.is_set)
+    with sink.flights.hold(descriptor.digest, is_stopped):
         writer = _open(sink, descriptor, stop)
         if writer is None:
             add_labels(sink.content, descriptor.digest, sink.labels)
             sink.reporter.blob("already exists", descriptor, descriptor.size)
             return
         try:
-            with writer, sink.slots.hold(stop.is_set):
+            with writer, sink.slots.hold(is_stopped):
                 _Copy(source, sink, descriptor, stop, growing).run(writer)
         except BaseException as error:
             if not stop.resumable(error) or _is_empty(sink.content, ref_key(descriptor)):

@@ -17,7 +17,7 @@ from kontti.transfer.base import Unpacking
 from kontti.transfer.flights import Flights, IsStopped, Unpacks, never
 from kontti.transfer.incoming import ALL_THERE, Blobs, Broken
 from kontti.transfer.labels import UNCOMPRESSED, add_labels
-from kontti.transfer.progress import Reporter
+from kontti.transfer.progress import Reporter, waiting
 from kontti.values import EMPTY, Descriptor, Digest, Mount, Resource
 
 ATTEMPTS = 3
@@ -63,7 +63,7 @@ class LayerUnpacker:
     def flight(self, layer: Layer, is_stopped: IsStopped = never) -> AbstractContextManager[None]:
         """Held while a layer is unpacked: another transfer of it waits."""
         key = (self.namespace, self.options.snapshotter, layer.chain_id)
-        return self.flights.hold(key, is_stopped)
+        return self.flights.hold(key, waiting(self.reporter, layer.descriptor, is_stopped))
 
     def exists(self, layer: Layer) -> bool:
         """Whether the layer's snapshot is there; from then on the transfer's lease keeps it."""
@@ -115,7 +115,8 @@ class LayerUnpacker:
                 yield incoming
                 return
             blobs.fetched(layer.descriptor, is_stopped)
-            stack.enter_context(self.unpacks.hold(is_stopped))
+            waits = waiting(self.reporter, layer.descriptor, is_stopped)
+            stack.enter_context(self.unpacks.hold(waits))
             yield None
 
     def labels(self, layer: Layer) -> Mapping[str, str]:

@@ -74,6 +74,21 @@ class Reporter:
             self._callback(progress)
 
 
+def waiting(
+    reporter: Reporter, descriptor: Descriptor, is_stopped: Callable[[], bool]
+) -> Callable[[], bool]:
+    """``is_stopped`` for who waits on another's work, and tells of it whenever that is asked.
+
+    A transfer that does nothing itself would not hear otherwise that its caller cancelled it.
+    """
+
+    def told() -> bool:
+        reporter.blob("waiting", descriptor)
+        return is_stopped()
+
+    return told
+
+
 class Meter:
     """Tells of a blob that arrives in small pieces, once in a mebibyte."""
 

@@ -112,8 +112,8 @@ class Together:
         prepared = unpacker.prepare(layer, "", {**unpacker.labels(layer), **hints})
         if prepared is None:
             return
-        unpacker.reporter.blob("extracting", layer.descriptor)
         with unpacker.dropping(layer, prepared.key):
+            unpacker.reporter.blob("extracting", layer.descriptor)
             begun.ahead = self._apply(layer, prepared, incoming)
         if begun.ahead is None:
             unpacker.drop(prepared.key)
