@@ -18,6 +18,9 @@ from kontti import Engine
 from kontti.doctor.base import Finding, Remedy
 from kontti.engine.values import Options
 from kontti.errors import DataLoss
+from kontti.metadata.snapshots import NamespacedSnapshotter
+from kontti.namespaces import Scope
+from kontti.snapshots.base import Kind
 from tests.support import daemons, images, registry
 from tests.support.daemons import VENV_BIN
 from tests.support.filesystems import ext4, make_ext4
@@ -215,6 +218,38 @@ def test_what_nobody_knows_of_is_removed(ward: Ward) -> None:
         assert all(f.mended for f in engine.doctor(repair=True))
     assert not stray.exists()
     assert ward.check() == []
+
+
+def test_a_commit_that_was_cut_short_is_finished(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with ward.opened() as engine:
+        snapshots = engine._stores.metadata.snapshots(Scope("default"), "overlayfs")
+        snapshots.prepare("work", "", {"containerd.io/gc.root": "yes"})
+        with monkeypatch.context() as patch:
+            patch.setattr(NamespacedSnapshotter, "_record_commit", killed)
+            with pytest.raises(Killed):
+                snapshots.commit("made", "work", {"containerd.io/gc.root": "yes"})
+        (found,) = [f for f in engine.doctor(deep=False) if f.kind == "overlayfs"]
+        said = (found.name, found.remedy, found.problem)
+        assert said == ("work", Remedy.COLLECT, "its commit to made was cut short")
+        assert all(finding.mended for finding in engine.doctor(repair=True, deep=False))
+        assert engine.doctor(deep=False) == ()
+        assert snapshots.stat("made").kind is Kind.COMMITTED
+        # one that nothing is noted of: its record can only be forgotten
+        snapshots.prepare("lost")
+        (row,) = [r for r in engine._stores.metadata.snapshot_rows("overlayfs") if r.key == "lost"]
+        engine._stores.snapshotters["overlayfs"].remove(row.backend)
+        (found,) = engine.doctor(deep=False)
+        assert (found.name, found.remedy) == ("lost", Remedy.FORGET)
+        assert all(finding.mended for finding in engine.doctor(repair=True, deep=False))
+        assert engine.doctor(deep=False) == ()
 
 
 def remove_database(ward: Ward) -> None:

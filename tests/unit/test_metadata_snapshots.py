@@ -14,6 +14,7 @@ from kontti.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    Unavailable,
 )
 from kontti.namespaces import Scope
 from kontti.snapshots.base import TARGET_LABEL, Info, Kind, Snapshotter
@@ -21,6 +22,7 @@ from kontti.values import EMPTY, Mount, Resource
 from tests.support.metadata import MemorySnapshotter, Stores, open_stores
 
 SCOPE = Scope("default")
+ROOT = {"containerd.io/gc.root": "yes"}
 
 
 @pytest.fixture
@@ -251,6 +253,110 @@ def test_backend_that_fails_leaves_nothing(stores: Stores, snapshots: Snapshotte
     stores.snapshotter.fail.clear()
     stores.metadata.collect()
     assert stores.snapshotter.infos == {}
+
+
+class Killed(BaseException):
+    """As good as the end of the process: nobody tidies up."""
+
+
+class Dying(MemorySnapshotter):
+    """Its first commit ends with the process, before the work or after it."""
+
+    def __init__(self, *, before: bool) -> None:
+        super().__init__()
+        self.before, self.killed = before, False
+
+    def commit(
+        self, name: str, key: str, labels: Mapping[str, str] = EMPTY, parent: str | None = None
+    ) -> None:
+        if self.killed:
+            return super().commit(name, key, labels, parent)
+        self.killed = True
+        if not self.before:
+            super().commit(name, key, labels, parent)
+        raise Killed
+
+
+def cut_short(folder: Path, backend: Dying, lease: str = "") -> None:
+    """A commit of ``work`` to ``top`` over ``base`` that ends in the middle."""
+    with open_stores(folder, snapshotter=backend) as stores:
+        if lease:
+            stores.metadata.leases(SCOPE).create(lease)
+        snapshots = stores.metadata.snapshots(Scope("default", lease), "memory")
+        snapshots.prepare("base-active", labels=ROOT)
+        backend.killed = True
+        snapshots.commit("base", "base-active", ROOT)
+        snapshots.prepare("work", "base", ROOT)
+        backend.killed = False
+        with pytest.raises(Killed):
+            snapshots.commit("top", "work", {**ROOT, "a": "1"})
+
+
+def test_a_commit_that_the_backend_made_is_finished(tmp_path: Path) -> None:
+    backend = Dying(before=False)
+    cut_short(tmp_path, backend, "l")
+    with open_stores(tmp_path, snapshotter=backend) as stores:
+        stores.metadata.collect()
+        snapshots = stores.metadata.snapshots(SCOPE, "memory")
+        found = {i.name: (i.kind, i.parent, dict(i.labels)) for i in snapshots.walk()}
+        assert found["top"] == (Kind.COMMITTED, "base", {**ROOT, "a": "1"})
+        assert found.keys() == {"base", "top"}
+        held = stores.metadata.leases(SCOPE).list_resources("l")
+        assert {resource.id for resource in held} == {"base", "top"}
+        assert stores.topics() == ["/snapshot/commit"]
+        assert stores.metadata.unfinished("memory") == []
+        snapshots.remove("top")
+        snapshots.remove("base")
+    assert backend.infos == {}
+
+
+def test_a_commit_that_the_backend_did_not_make_is_nothing(tmp_path: Path) -> None:
+    backend = Dying(before=True)
+    cut_short(tmp_path, backend)
+    with open_stores(tmp_path, snapshotter=backend) as stores:
+        stores.metadata.collect()
+        snapshots = stores.metadata.snapshots(SCOPE, "memory")
+        assert {i.name for i in snapshots.walk()} == {"base", "work"}
+        assert stores.metadata.unfinished("memory") == []
+        snapshots.commit("top", "work")
+        assert {i.name for i in snapshots.walk()} == {"base", "top"}
+
+
+@pytest.mark.parametrize("how", ["taken", "lease", "removed"])
+def test_a_commit_that_can_no_more_be_finished(tmp_path: Path, how: str) -> None:
+    backend = Dying(before=False)
+    cut_short(tmp_path, backend, "l" if how == "lease" else "")
+    with open_stores(tmp_path, snapshotter=backend) as stores:
+        snapshots = stores.metadata.snapshots(SCOPE, "memory")
+        if how == "lease":
+            stores.metadata.leases(SCOPE).delete("l")
+        elif how == "removed":
+            snapshots.remove("work")
+        else:
+            snapshots.prepare("other", "base", ROOT)
+            snapshots.commit("top", "other", ROOT)
+        stores.metadata.collect()
+        names = {"base", "top"} if how == "taken" else {"base"}
+        assert {i.name for i in snapshots.walk()} == names
+        assert len(backend.infos) == len(names)
+        with pytest.raises(NotFound):
+            snapshots.stat("work")
+        snapshots.prepare("work", "base", ROOT)
+
+
+def test_a_backend_that_is_not_heard_is_asked_again(tmp_path: Path) -> None:
+    """As a proxy that died in the middle: what is noted waits, and is no orphan."""
+    backend = Dying(before=False)
+    cut_short(tmp_path, backend)
+    with open_stores(tmp_path, snapshotter=backend) as stores:
+        backend.fail["stat"] = Unavailable("connection refused")
+        stores.metadata.collect()
+        assert len(backend.infos) == 2
+        assert len(stores.metadata.unfinished("memory")) == 1
+        backend.fail.clear()
+        stores.metadata.collect()
+        snapshots = stores.metadata.snapshots(SCOPE, "memory")
+        assert {i.name for i in snapshots.walk()} == {"base", "top"}
 
 
 def test_parent_removed_during_prepare(stores: Stores, snapshots: Snapshotter) -> None:

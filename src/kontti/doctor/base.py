@@ -27,6 +27,7 @@ class Remedy(enum.Enum):
     FETCH = "fetch"
     UNPACK = "unpack"
     COLLECT = "collect"
+    FORGET = "forget"
 
 
 @dataclass(frozen=True, slots=True)

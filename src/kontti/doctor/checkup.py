@@ -43,6 +43,8 @@ def _mended(patient: Patient, resolver: Resolver, tell: Tell) -> Iterator[Findin
                 done = replace(finding, mended=fetching.mend(finding))
             elif finding.remedy is Remedy.UNPACK:
                 done = replace(finding, mended=trees.mend(patient, finding))
+            elif finding.remedy is Remedy.FORGET:
+                done = replace(finding, mended=trees.forget(patient, finding))
             elif finding.remedy is Remedy.COLLECT:
                 collect = True
                 done = replace(finding, mended=True)

@@ -31,9 +31,13 @@ def check(patient: Patient) -> Iterator[Finding]:
     """Snapshots that are damaged or gone, those nobody knows of, containers that lack theirs."""
     for name, snapshotter in patient.metadata.snapshotters.items():
         rows = patient.metadata.snapshot_rows(name)
+        unfinished = patient.metadata.unfinished(name)
         held = {info.name: info for info in snapshotter.walk()}
         yield from _of(patient, name, rows, held)
-        for orphan in held.keys() - {row.backend for row in rows}:
+        for made in unfinished:
+            said = f"its commit to {made.name} was cut short"
+            yield Finding(name, made.namespace, made.key, said, Remedy.COLLECT)
+        for orphan in held.keys() - {r.backend for r in rows} - {c.backend for c in unfinished}:
             yield Finding(name, "", orphan, "no namespace has it", Remedy.COLLECT)
     for scope in patient.scopes():
         yield from containers(patient, scope)
@@ -44,17 +48,28 @@ def _of(
 ) -> Iterator[Finding]:
     snapshotter = patient.metadata.snapshotters[name]
     bad: set[tuple[str, str]] = set()
+    half_made = {commit.consumed for commit in patient.metadata.unfinished(name)}
     for namespace in sorted({row.namespace for row in rows}):
         layers = patient.layers(Scope.of(namespace))
-        for row in parents_first([row for row in rows if row.namespace == namespace]):
+        own = [row for row in rows if row.namespace == namespace]
+        for row in parents_first([row for row in own if row.backend not in half_made]):
             layer = layers.get(row.key)
             said = problem(snapshotter, row, held)
             if not said and patient.deep and layer and (namespace, row.parent) not in bad:
                 said = difference(patient, Unpacking(name, row, parent_of(row, rows), layer))
             if said:
                 bad.add((namespace, row.key))
-                remedy = Remedy.UNPACK if layer else Remedy.NONE
+                spare = row.backend not in held and is_spare(patient, name, row, own)
+                remedy = Remedy.FORGET if spare else Remedy.NONE
+                remedy = Remedy.UNPACK if layer else remedy
                 yield Finding(name, namespace, row.key, said, remedy)
+
+
+def is_spare(patient: Patient, name: str, row: SnapshotRow, own: list[SnapshotRow]) -> bool:
+    """Whether no snapshot or container of its namespace needs a snapshot."""
+    users = patient.metadata.containers(Scope.of(row.namespace)).list()
+    taken = {container.snapshot_key for container in users if container.snapshotter == name}
+    return row.key not in taken | {other.parent for other in own}
 
 
 def parents_first(rows: list[SnapshotRow]) -> list[SnapshotRow]:
@@ -140,6 +155,16 @@ def _unpack(patient: Patient, snapshotter: Local, key: str, work: Unpacking) -> 
     applied = patient.applier(Scope.of(work.row.namespace)).apply(work.layer.descriptor, mounts)
     if applied.digest != work.layer.diff_id:
         raise Error(f"its layer has diff id {applied.digest}")
+
+
+def forget(patient: Patient, finding: Finding) -> bool:
+    """Remove the record of a snapshot that there is none of; whether that is done."""
+    snapshots = patient.metadata.snapshots(Scope.of(finding.namespace), finding.kind)
+    try:
+        snapshots.remove(finding.name)
+    except Error:
+        return False
+    return True
 
 
 def mend(patient: Patient, finding: Finding) -> bool:

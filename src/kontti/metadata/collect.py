@@ -8,8 +8,10 @@ from functools import partial
 from kontti.metadata.backing import Backing
 from kontti.metadata.base import Collected
 from kontti.metadata.changes import recording
+from kontti.metadata.commits import noted
 from kontti.metadata.forget import Forgetting, Garbage
 from kontti.metadata.marking import find
+from kontti.metadata.snapshots import NamespacedSnapshotter
 from kontti.metadata.sweep import (
     abort_ingest,
     attempt,
@@ -18,6 +20,7 @@ from kontti.metadata.sweep import (
     remove_orphans,
     remove_snapshots,
 )
+from kontti.namespaces import Scope
 from kontti.values import Digest
 from kontti.wire.messages.events.content import ContentDelete
 from kontti.wire.messages.events.image import ImageDelete
@@ -32,6 +35,8 @@ def collect(backing: Backing) -> Collected:
         garbage = mark(backing)
         sweep(backing, garbage)
         if backing.leftovers.is_set():
+            backing.leftovers.clear()
+            finish_commits(backing)
             remove_orphans(backing)
         clean_up(backing)
         return Collected(
@@ -41,6 +46,20 @@ def collect(backing: Backing) -> Collected:
             images=len(garbage.images),
             seconds=time.monotonic() - started,
         )
+
+
+def finish_commits(backing: Backing) -> None:
+    """Make whole, or nothing, the commits of snapshots that were cut short."""
+    with backing.database.read() as connection:
+        found = noted(connection)
+    for made in found:
+        # of those that are being made now the makers see to it
+        if made.backend in backing.in_flight.names(made.snapshotter):
+            continue
+        if made.snapshotter in backing.snapshotters:
+            scope = Scope(made.namespace, made.lease)
+            snapshots = NamespacedSnapshotter(backing, scope, made.snapshotter)
+            attempt(backing, f"commit of {made.key}", partial(snapshots.finish, made))
 
 
 def mark(backing: Backing) -> Garbage:

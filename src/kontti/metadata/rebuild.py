@@ -88,7 +88,8 @@ class _Rebuild:
             ensure_namespace(self._connection, namespace)
             self._blobs(namespace, documents)
             self._images(namespace, documents)
-        self._connection.execute("DELETE FROM ingests")
+        for half_made in ("ingests", "commits"):
+            self._connection.execute(f"DELETE FROM {half_made}")
 
     def _snapshots(self, snapshotter: str, found: Mapping[str, Info]) -> None:
         """Rows for a snapshotter's snapshots; numbers in names that come are above all of these."""

@@ -10,6 +10,7 @@ meta.db (sqlite, WAL, synchronous=FULL; times are ns since the epoch; labels are
 ├── ingests         (namespace, ref) → ref in the backend, expected digest, expiry
 ├── leases          (namespace, id) → labels, created_at
 ├── lease_resources (namespace, lease, type, id)
+├── commits         (snapshotter, name in the backend) → of which active one, to what; under way
 └── counters        name → the next number for names in the backends
 """
 
@@ -59,5 +60,12 @@ CREATE TABLE sandboxes (
     PRIMARY KEY (namespace, id)) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (V1, V2)
+V3 = """
+CREATE TABLE commits (
+    snapshotter TEXT NOT NULL, backend TEXT NOT NULL, namespace TEXT NOT NULL, key TEXT NOT NULL,
+    consumed TEXT NOT NULL, name TEXT NOT NULL, parent TEXT NOT NULL, labels TEXT NOT NULL,
+    lease TEXT NOT NULL, PRIMARY KEY (snapshotter, backend));
+"""
+
+MIGRATIONS: tuple[str, ...] = (V1, V2, V3)
 """Statement n takes a database of version n to n+1; the version is PRAGMA user_version."""

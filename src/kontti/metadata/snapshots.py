@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from kontti.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from kontti.filters import Adaptor, parse_all
+from kontti.metadata import commits
 from kontti.metadata.backing import (
     Backing,
     check_lease,
@@ -18,10 +20,11 @@ from kontti.metadata.backing import (
     now,
     refuse_other_paths,
 )
+from kontti.metadata.commits import Commit
 from kontti.metadata.database import dump, load
 from kontti.metadata.gc import lets_go
 from kontti.metadata.leases import SNAPSHOTS
-from kontti.metadata.sweep import attempt, remove_snapshot
+from kontti.metadata.sweep import PATIENCE, attempt, remove_snapshot
 from kontti.namespaces import Scope
 from kontti.snapshots.base import INHERITED_PREFIX, TARGET_LABEL, Info, Kind, Usage
 from kontti.values import EMPTY, Mount, Resource, check_labels, merge_labels
@@ -32,6 +35,7 @@ from kontti.wire.messages.events.snapshot import (
 )
 from kontti.wire.protobuf import Message
 
+log = logging.getLogger(__name__)
 _COLUMNS = "key, backend, parent, labels, created_at, updated_at"
 _WHERE = "namespace = ? AND snapshotter = ? AND key = ?"
 Row = tuple[str, str, str, str, int, int]
@@ -243,19 +247,74 @@ class NamespacedSnapshotter:
             self._check_free(connection, name)
             row = self._row(connection, key)
             backend_parent = self._parent_row(connection, parent) if parent else None
-        backend = self._backing.names.make(self._namespace, name)
-        with self._backing.in_flight.making(self._name, [backend, row[1]]):
-            self._backend.commit(backend, row[1], _inherited(labels), backend_parent)
+        made = self._commit_of(name, row, labels, parent or row[2])
+        with self._backing.in_flight.making(self._name, [made.backend, row[1]]):
             try:
+                # what a crash of the machine takes of this, it takes of the backend's as well
+                with self._database.write(durable=False) as connection:
+                    commits.note(connection, made)
+                self._backend.commit(made.backend, row[1], _inherited(labels), backend_parent)
                 with self._database.write() as connection:
                     self._row(connection, key)
-                    self._parent_row(connection, parent or row[2])
-                    self._insert(connection, name, backend, parent or row[2], labels)
-                    self._delete(connection, key)
+                    self._record_commit(connection, made)
             except BaseException:
-                # the active one is consumed: with no record it is nobody's
-                self._remove_backend(backend)
+                # the active one may be consumed: a collection looks, and finishes it
+                self._backing.leftovers.set()
+                self._backing.mutated(True)
                 raise
+
+    def _commit_of(self, name: str, row: Row, labels: Mapping[str, str], parent: str) -> Commit:
+        backend = self._backing.names.make(self._namespace, name)
+        where, lease = (self._name, backend, self._namespace), self._scope.lease
+        return Commit(*where, row[0], row[1], name, parent, dump(labels), lease)
+
+    def _record_commit(self, connection: sqlite3.Connection, made: Commit) -> None:
+        self._parent_row(connection, made.parent)
+        self._insert(connection, made.name, made.backend, made.parent, load(made.labels))
+        self._delete(connection, made.key)
+        commits.strike(connection, made)
+
+    def finish(self, made: Commit) -> None:
+        """Make a commit that was cut short whole, or have it be nothing.
+
+        Where the active snapshot is consumed and the committed one cannot be recorded, as its
+        parent or lease is gone or its name taken, both are forgotten.
+        """
+        names = ((self._name, self._namespace, k) for k in (made.name, made.key))
+        with self._backing.locks.hold(*names, timeout=PATIENCE):
+            is_made, is_consumed = self._is_made(made.backend), not self._is_made(made.consumed)
+            finished = is_made and self._finish(made)
+            with self._database.write() as connection:
+                if is_consumed and self._is_of(connection, made):
+                    self._delete(connection, made.key)
+                commits.strike(connection, made)
+        if finished:
+            event = SnapshotCommit(key=made.key, name=made.name, snapshotter=self._name)
+            self._publish("commit", event)
+
+    def _finish(self, made: Commit) -> bool:
+        try:
+            with self._database.write() as connection:
+                wanted = commits.is_noted(connection, made) and self._is_of(connection, made)
+                if wanted:
+                    self._record_commit(connection, made)
+        except (NotFound, AlreadyExists) as error:
+            log.warning("commit of snapshot %s to %s: %s", made.key, made.name, error)
+            return False
+        return wanted
+
+    def _is_of(self, connection: sqlite3.Connection, made: Commit) -> bool:
+        """Whether the record of the key is still that of the snapshot which was committed."""
+        return self._exists(connection, made.key) and (
+            self._row(connection, made.key)[1] == made.consumed
+        )
+
+    def _is_made(self, backend: str) -> bool:
+        try:
+            self._backend.stat(backend)
+        except NotFound:
+            return False
+        return True
 
     def _delete(self, connection: sqlite3.Connection, key: str) -> None:
         connection.execute(

@@ -12,6 +12,7 @@ from kontti.events.base import Publisher
 from kontti.metadata.backing import BackendNames, Backing
 from kontti.metadata.base import Collected, Collector
 from kontti.metadata.collect import collect
+from kontti.metadata.commits import Commit, noted
 from kontti.metadata.containers import ContainerStore
 from kontti.metadata.content import NamespacedContent
 from kontti.metadata.database import Database
@@ -91,6 +92,11 @@ class MetadataStore:
                 (snapshotter,),
             ).fetchall()
         return [SnapshotRow(*row) for row in rows]
+
+    def unfinished(self, snapshotter: str) -> list[Commit]:
+        """Commits of a snapshotter's snapshots that are under way, or were cut short."""
+        with self._backing.database.read() as connection:
+            return [commit for commit in noted(connection) if commit.snapshotter == snapshotter]
 
     def making(self, snapshotter: str, names: Sequence[str]) -> AbstractContextManager[None]:
         """No collection takes snapshots of these names in the backend for orphans meanwhile."""

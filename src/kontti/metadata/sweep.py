@@ -137,7 +137,6 @@ def children_first(parents: Mapping[str, str]) -> list[str]:
 
 def remove_orphans(backing: Backing) -> None:
     """Remove from the backends what no record names, such as a crash leaves."""
-    backing.leftovers.clear()
     for name, snapshotter in backing.snapshotters.items():
         look = partial(_snapshot_orphans, backing, name, snapshotter)
         ask(backing, name, f"orphans of {name}", look)
@@ -150,7 +149,10 @@ def _snapshot_orphans(backing: Backing, name: str, snapshotter: Snapshotter) -> 
     found = {info.name for info in snapshotter.walk()}
     in_flight = backing.in_flight.names(name)
     with backing.database.read() as connection:
-        query = "SELECT backend FROM snapshots WHERE snapshotter = ?"
+        query = (
+            "SELECT backend FROM snapshots WHERE snapshotter = ?1 "
+            "UNION SELECT backend FROM commits WHERE snapshotter = ?1"
+        )
         recorded = {backend for (backend,) in connection.execute(query, (name,))}
     remove_snapshots(backing, name, found - in_flight - recorded)
 
