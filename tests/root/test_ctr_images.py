@@ -8,8 +8,10 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -304,6 +306,40 @@ def test_diff_of_an_images_layer_leaves_the_layer(here: Host) -> None:
     assert images.digest_of(data) in out(here, "content", "ls", "-q")
     assert "-view-" not in out(here, "snapshots", "ls")
     remove(here, OTHER, "docker.io/library/same:1")
+
+
+def test_what_a_killed_diff_leaves_is_collected(here: Host) -> None:
+    chain = images.digest_of(images.base_layer())
+    argv = here.argv("snapshots", "diff", chain)
+    # it waits with all that it made, as nobody reads the layer
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as client:
+        until(lambda: "-view-" in out(here, "snapshots", "ls"))
+        client.kill()
+    lease, created, labels = out(here, "leases", "ls").splitlines()[1].split()
+    assert "gc.root" not in out(here, "snapshots", "info", view_of(here))
+    left = datetime.fromisoformat(labels.removeprefix("containerd.io/gc.expire="))
+    assert 3500 < (left - datetime.fromisoformat(created)).total_seconds() <= 3600
+    out(here, "leases", "rm", "--sync", lease)
+    assert "-view-" not in out(here, "snapshots", "ls")
+
+
+def view_of(here: Host) -> str:
+    lines = out(here, "snapshots", "ls").splitlines()
+    return next(line.split()[0] for line in lines if "-view-" in line)
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_prune_that_was_killed_stops_no_other(here: Host) -> None:
+    """Its lease was one name for all, and for ever."""
+    out(here, "leases", "create", "--id", f"ctr-prune-{here.namespace}")
+    out(here, "content", "prune", "references")
+    out(here, "leases", "rm", f"ctr-prune-{here.namespace}")
 
 
 def test_diff_keep(here: Host) -> None:

@@ -15,6 +15,7 @@ from kontti.engine.base import CALL_SECONDS
 from kontti.namespaces import Scope
 from kontti.tasks.base import Stdio
 from kontti.tasks.streams import for_task
+from kontti.transfer.lease import EXPIRE_LABEL, expiry
 from kontti.wire import log_uri
 from kontti.wire.messages.services.introspection.v1.introspection import (
     PluginsRequest,
@@ -29,6 +30,7 @@ T = TypeVar("T")
 PLUGINS = "containerd.services.introspection.v1.Introspection/Plugins"
 LOG_PLUGIN = "type==io.containerd.internal.v1,id==kontti-log"
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
+COLLECT_SECONDS = 3600
 
 
 class RemoteCore:
@@ -88,7 +90,8 @@ class RemoteCore:
     def collect(self, scope: Scope) -> None:
         """The end of a lease is what a client can have the daemon collect after."""
         leases = self.stores.leases(scope)
-        leases.delete(leases.create(secrets.token_hex(16)).id, sync=True)
+        labels = {EXPIRE_LABEL: expiry(COLLECT_SECONDS)}
+        leases.delete(leases.create(secrets.token_hex(16), labels).id, sync=True)
 
     def close(self) -> None:
         """Hang up."""

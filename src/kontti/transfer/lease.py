@@ -27,7 +27,7 @@ def leased(stores: Stores, scope: Scope, seconds: int = DAY) -> Iterator[Scope]:
         return
     leases = stores.leases(scope)
     id_ = f"{time.time_ns()}-{secrets.token_hex(4)}"
-    leases.create(id_, {EXPIRE_LABEL: _expiry(seconds)})
+    leases.create(id_, {EXPIRE_LABEL: expiry(seconds)})
     try:
         yield Scope(scope.namespace, id_)
     finally:
@@ -44,5 +44,6 @@ def keep(stores: Stores, scope: Scope, resource: Resource) -> None:
         stores.leases(scope).add_resource(scope.lease, resource)
 
 
-def _expiry(seconds: int) -> str:
+def expiry(seconds: int) -> str:
+    """The label's value for a lease that is over after so long, should nobody end it."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,13 +14,11 @@ from kontti.client.content import RemoteContent
 from kontti.client.convert import descriptor_from_wire, descriptor_to_wire
 from kontti.client.stores import RemoteApplier, RemoteImages, RemoteLeases, RemoteSnapshotter
 from kontti.cmd.ctr.grammar import Call
-from kontti.cmd.ctr.leases import EXPIRE
 from kontti.cmd.ctr.lookup import STATUSES, container, task
 from kontti.cmd.ctr.output import error
 from kontti.cmd.ctr.running import Run, clean_up, create_task, follow, wants_terminal
-from kontti.cmd.ctr.session import CONTAINERS, DIFF, TASKS, connect
+from kontti.cmd.ctr.session import CONTAINERS, DAY, DIFF, TASKS, connect, expiring
 from kontti.cmd.ctr.snapshots import views
-from kontti.cmd.ctr.specs import expiry
 from kontti.errors import AlreadyExists, Error, NotFound
 from kontti.images.documents import dump_descriptor, dumps
 from kontti.images.graph import GC_REF, find_manifest
@@ -132,7 +130,7 @@ class Draft:
 def leased(client: Client) -> Iterator[None]:
     """What is made inside is kept until something names it."""
     leases = RemoteLeases(client)
-    lease = leases.create("", {EXPIRE: expiry()})
+    lease = leases.create("", expiring(DAY))
     try:
         with client.with_lease(lease.id):
             yield

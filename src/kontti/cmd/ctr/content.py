@@ -7,7 +7,7 @@ import sys
 
 from kontti.cmd.ctr.grammar import BOOL, DURATION, INT, LIST, Call, Command, Flag
 from kontti.cmd.ctr.output import age, decimal_size, error, labels_text
-from kontti.cmd.ctr.session import CONTENT, connect, key_values, namespace_of
+from kontti.cmd.ctr.session import CONTENT, connect, expiring, key_values
 from kontti.errors import Error, NotFound
 from kontti.wire.messages.google import Empty, FieldMask
 from kontti.wire.messages.services.content.v1.content import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kontti.client.client import Client
 
 CHUNK = 1 << 20
+COLLECT_SECONDS = 3600.0
 
 
 def blobs(client: Client, filters: list[str]) -> Iterator[Info]:
@@ -226,7 +227,7 @@ def collect(call: Call) -> None:
 
     with connect(call) as client:
         leases = RemoteLeases(client)
-        made = leases.create(f"ctr-prune-{namespace_of(call)}")
+        made = leases.create("", expiring(COLLECT_SECONDS))
         leases.delete(made.id, sync=not call.bool("async"))
 
 

@@ -6,7 +6,7 @@ import time
 
 from kontti.cmd.ctr.grammar import BOOL, DURATION, Call, Command, Flag
 from kontti.cmd.ctr.output import labels_text, rfc3339, write_table
-from kontti.cmd.ctr.session import LEASES, connect, key_values
+from kontti.cmd.ctr.session import LEASES, connect, expiring, key_values
 from kontti.wire.messages.google import Empty
 from kontti.wire.messages.services.leases.v1.leases import (
     CreateRequest,
@@ -16,15 +16,13 @@ from kontti.wire.messages.services.leases.v1.leases import (
     ListResponse,
 )
 
-EXPIRE = "containerd.io/gc.expire"
-
 
 def create(call: Call) -> None:
     """Make a lease; prints its id."""
     labels = key_values(call.args)
     seconds = call.float("expires")
     if seconds:
-        labels[EXPIRE] = rfc3339(time.time_ns() + int(seconds * 1e9), fraction=False)
+        labels |= expiring(seconds)
     name = call.str("id") or f"{time.time_ns()}"
     with connect(call) as client:
         answer = client.unary(

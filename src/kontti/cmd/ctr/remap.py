@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 
 from kontti.client.stores import RemoteSnapshotter
 from kontti.cmd.ctr.session import INTROSPECTION
@@ -70,7 +71,8 @@ def remapped(client: Client, name: str, parent: str, mapping: Mapping) -> str:
         pass
     else:
         return key
-    draft = f"{key}-remap"
+    # not the same for all: one that a killed client left is no other's
+    draft = f"{key}-remap-{time.time_ns()}"
     mounts = store.prepare(draft, parent)
     try:
         with mounted(mounts) as root:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from kontti.client.client import Client
 from kontti.cmd.ctr.grammar import STRING, Flag
+from kontti.cmd.ctr.output import rfc3339
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ TASKS = "containerd.services.tasks.v1.Tasks/"
 VERSION = "containerd.services.version.v1.Version/"
 
 CONNECT_SECONDS = 10.0
+DAY = 24 * 3600.0
+EXPIRE = "containerd.io/gc.expire"
 DEFAULT_SNAPSHOTTER = "overlayfs"
 SNAPSHOTTER = Flag("snapshotter", STRING, "snapshotter name", env="CONTAINERD_SNAPSHOTTER")
 
@@ -43,6 +48,11 @@ def connect(call: Call) -> Client:
 def namespace_of(call: Call) -> str:
     """The namespace that the global flags name."""
     return (call.globals or call).str("namespace")
+
+
+def expiring(seconds: float) -> dict[str, str]:
+    """The label of a lease that is over after ``seconds``, should nobody be left to delete it."""
+    return {EXPIRE: rfc3339(time.time_ns() + int(seconds * 1e9), fraction=False)}
 
 
 def key_values(words: list[str]) -> dict[str, str]:

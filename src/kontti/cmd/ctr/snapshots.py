@@ -14,6 +14,7 @@ from kontti.cmd.ctr.session import (
     SNAPSHOTS,
     SNAPSHOTTER,
     connect,
+    expiring,
     key_values,
 )
 from kontti.errors import AlreadyExists, Unimplemented
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 
 KINDS = ("Unknown", "View", "Active", "Committed")
 DIFF_SECONDS = 3600.0
-EXPIRE = "containerd.io/gc.expire"
 UNPACK_LABEL = "containerd.io/gc.root"
 FLAGS = (SNAPSHOTTER,)
 
@@ -306,11 +306,6 @@ def layer_of(
     if made is None:
         raise UsageError("the server made no diff")
     return made.digest
-
-
-def expiring(seconds: float) -> dict[str, str]:
-    """The label of a lease that is over after ``seconds``, should nobody be left to delete it."""
-    return {EXPIRE: rfc3339(time.time_ns() + int(seconds * 1e9), fraction=False)}
 
 
 class views:  # noqa: N801 used as a function

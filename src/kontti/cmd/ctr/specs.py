@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -13,11 +12,9 @@ from kontti.client.convert import descriptor_from_wire
 from kontti.client.stores import RemoteLeases, RemoteSnapshotter
 from kontti.cmd.ctr.grammar import Call, UsageError
 from kontti.cmd.ctr.images import get
-from kontti.cmd.ctr.leases import EXPIRE
 from kontti.cmd.ctr.lookup import STOP_SIGNAL_LABEL
-from kontti.cmd.ctr.output import rfc3339
 from kontti.cmd.ctr.runtimes import runtime_options
-from kontti.cmd.ctr.session import CONTAINERS, key_values, namespace_of
+from kontti.cmd.ctr.session import CONTAINERS, DAY, expiring, key_values, namespace_of
 from kontti.errors import InvalidArgument, NotFound, Unimplemented
 from kontti.images.graph import find_manifest
 from kontti.images.identity import chain_id
@@ -83,7 +80,7 @@ def create_container(client: Client, call: Call, *, run: bool) -> Container:
         return create_from_config(client, call)
     # what is made before the container's record is there is nobody's: a lease keeps it meanwhile
     leases = RemoteLeases(client)
-    lease = leases.create("", {EXPIRE: expiry()})
+    lease = leases.create("", expiring(DAY))
     try:
         with client.with_lease(lease.id):
             return create_leased(client, call, run=run)
@@ -122,11 +119,6 @@ def container_labels(
     labels = {k: v for k, v in found.items() if len(k) + len(v) <= MAX_LABEL}
     labels.update(key_values(call.list("label")))
     return {STOP_SIGNAL_LABEL: stop_signal(config), **labels}
-
-
-def expiry() -> str:
-    """A day from now, for a lease that a crash leaves."""
-    return rfc3339(time.time_ns() + 24 * 3600 * 10**9, fraction=False)
 
 
 def create_leased(client: Client, call: Call, *, run: bool) -> Container:
