@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from kontti.content.base import Info
 from kontti.errors import AlreadyExists, DeadlineExceeded, Internal, NotFound
 from kontti.metadata.base import Container, Image
-from kontti.metadata.gc import Graph, Node, Type, expires_at
+from kontti.metadata.gc import Graph, Node, Type, moment
 from kontti.metadata.sweep import children_first, remove_orphans
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Info as SnapshotInfo
@@ -54,7 +56,23 @@ def snapshot(key: str) -> Node:
 def test_labels_refer(label: str, value: str, wanted: Node | None) -> None:
     graph = Graph(now=0)
     graph.add(content("root"), {PREFIX + "root": "1", PREFIX + label: value}, root=False)
-    assert graph.reachable() - {content("root")} == ({wanted} if wanted else set())
+    # a snapshotter's name may have the dot
+    other = Node(Type.SNAPSHOT, "ns", "overlayfs.1/x")
+    assert graph.reachable() - {content("root"), other} == ({wanted} if wanted else set())
+
+
+def test_a_snapshotter_may_have_dots_in_its_name() -> None:
+    graph = Graph(now=0)
+    labels = {PREFIX + "root": "1", PREFIX + "ref.snapshot.org.example.lazy": "x"}
+    graph.add(content("root"), labels, root=False)
+    assert Node(Type.SNAPSHOT, "ns", "org.example.lazy/x") in graph.reachable()
+
+
+@pytest.mark.parametrize(("label", "kept"), [("root", True), ("root.mine", True), ("rot", False)])
+def test_a_root_by_label(label: str, kept: bool) -> None:
+    graph = Graph(now=0)
+    graph.add(content("x"), {PREFIX + label: "2020"}, root=False)
+    assert (content("x") in graph.reachable()) is kept
 
 
 def test_reference_stays_in_its_namespace() -> None:
@@ -83,7 +101,7 @@ def test_back_references(label: str, source: Node) -> None:
 
 
 def test_expiry() -> None:
-    now = expires_at({PREFIX + "expire": "2020-01-01T00:00:00Z"})
+    now = moment("2020-01-01T00:00:00Z")
     assert now == 1_577_836_800 * 10**9
     graph = Graph(now=now)
     graph.add(content("future"), {PREFIX + "expire": FUTURE}, root=False)
@@ -118,7 +136,154 @@ def test_flat_lease_holds_a_snapshot_with_its_parents_and_nothing_more() -> None
     assert content("of-base") in graph.reachable()
 
 
+HOUR = 3600 * 10**9
+USED = {PREFIX + "cond.value-usedat": "2020-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "hours", "kept"),
+    [
+        ("snapshot.overlayfs", "usedat<2h|s", 1, True),
+        ("snapshot.overlayfs", "usedat<2h|s", 3, False),
+        ("snapshot.overlayfs/name", "usedat<2h|s", 1, True),
+        ("snapshot/overlayfs", "usedat<2h|s", 1, True),
+        ("snapshot.overlayfs", "usedat>2h|s", 3, True),
+        ("snapshot.overlayfs", "usedat>2h|s", 1, False),
+        ("snapshot.overlayfs", "usedat>9h,usedat<2h|s", 1, True),
+        ("snapshot.overlayfs", "colour=red,usedat<90m|s", 1, True),
+        ("snapshot.overlayfs", "usedat<=2h|s", 1, False),
+        ("snapshot.overlayfs", "usedat=1h|s", 1, False),
+        ("snapshot.overlayfs", "usedat<soon|s", 1, False),
+        ("snapshot.overlayfs", "usedat<2h", 1, False),
+        ("snapshot.overlayfs", "|s", 1, False),
+        ("snapshot.native", "usedat<2h|s", 1, False),
+        ("snapshot.overlayfs", "usedat<2h|t", 1, False),
+    ],
+)
+def test_conditional_references(label: str, value: str, hours: int, kept: bool) -> None:
+    for type, root in ((Type.CONTENT, False), (Type.IMAGE, True), (Type.CONTAINER, True)):
+        graph = Graph(now=1_577_836_800 * 10**9 + hours * HOUR)
+        labels = {PREFIX + "root": "1", PREFIX + f"cond.{label}": value}
+        graph.add(Node(type, "ns", "owner"), labels, root=root)
+        graph.add(snapshot("s"), USED, root=False)
+        wanted = kept and type is not Type.CONTAINER
+        assert (snapshot("s") in graph.reachable()) is wanted
+        # what nobody says when it was used meets no condition
+        graph = Graph(now=0)
+        graph.add(Node(type, "ns", "owner"), labels, root=root)
+        graph.add(snapshot("s"), {}, root=False)
+        assert snapshot("s") not in graph.reachable()
+
+
+def test_a_condition_is_no_reason_for_its_owner_to_live() -> None:
+    graph = Graph(now=1_577_836_800 * 10**9)
+    graph.add(content("owner"), {PREFIX + "cond.snapshot.overlayfs": "usedat<2h|s"}, root=False)
+    graph.add(snapshot("s"), USED, root=False)
+    assert graph.reachable() == set()
+
+
+def test_an_ingest_keeps_the_blob_that_it_is_to_be() -> None:
+    graph = Graph(now=100)
+    for ref, expires in (("young", 101), ("old", 100), ("leased", 0)):
+        graph.add_ingest(Node(Type.INGEST, "ns", ref), f"blob-{ref}", expires)
+    graph.add_lease("ns", "l", {PREFIX + "flat": "1"}, [Node(Type.INGEST, "ns", "leased")])
+    live = graph.reachable()
+    assert {n.key for n in live} == {"young", "leased", "blob-young", "blob-leased"}
+
+
+def test_a_flat_lease_holds_an_image_with_its_target_and_nothing_more() -> None:
+    for labels, more in (({PREFIX + "flat": "1"}, set()), ({}, {content("layer")})):
+        graph = Graph(now=10**18)
+        image = Node(Type.IMAGE, "ns", "i")
+        graph.add(image, {PREFIX + "expire": PAST, PREFIX + "ref.content": "layer"}, root=True)
+        graph.add_parent(image, content("target"))
+        graph.add(content("target"), {PREFIX + "ref.content": "layer"}, root=False)
+        graph.add_lease("ns", "l", labels, [image])
+        assert graph.reachable() == {image, content("target")} | more
+
+
 KEYS = st.sampled_from("abcdefgh")
+NODES = [*map(content, "abc"), *map(snapshot, "abc"), *(Node(Type.IMAGE, "ns", k) for k in "abc")]
+LABELLED = st.fixed_dictionaries(
+    {
+        "root": st.booleans(),
+        "expire": st.sampled_from(["", PAST, FUTURE]),
+        "used": st.booleans(),
+        "refers": st.lists(st.sampled_from(NODES), max_size=2),
+        "back": st.lists(st.sampled_from(NODES), max_size=1),
+        "cond": st.lists(st.tuples(st.sampled_from("<>"), st.sampled_from("abc")), max_size=1),
+        "parent": st.sampled_from([None, "a", "b", "c"]),
+    }
+)
+
+
+def named(kind: str, node: Node, number: int) -> tuple[str, str]:
+    """The label that refers to a node."""
+    names = {Type.CONTENT: "content", Type.IMAGE: "image", Type.SNAPSHOT: "snapshot.overlayfs"}
+    return f"{PREFIX}{kind}.{names[node.type]}/{number}", node.key.removeprefix("overlayfs/")
+
+
+def labels_of(one: Mapping[str, Any]) -> dict[str, str]:
+    found = dict(named("ref", node, n) for n, node in enumerate(one["refers"]))
+    found |= dict(named("bref", node, n) for n, node in enumerate(one["back"]))
+    for op, key in one["cond"]:
+        found[PREFIX + "cond.snapshot.overlayfs"] = f"usedat{op}2h|{key}"
+    found |= {PREFIX + "root": "1"} if one["root"] else {}
+    found |= {PREFIX + "expire": one["expire"]} if one["expire"] else {}
+    return found | (USED if one["used"] else {})
+
+
+def model(
+    objects: Mapping[Node, Mapping[str, Any]], held: list[Node], flat: list[Node]
+) -> set[Node]:
+    """What lives, by the rules, read one by one until nothing more is found.
+
+    The clock stands an hour after ``used``.
+    """
+
+    def above(node: Node) -> set[Node]:
+        parent = objects[node]["parent"] if node in objects else None
+        if parent is None or node.type is Type.CONTENT:
+            return set()
+        return {snapshot(parent) if node.type is Type.SNAPSHOT else content(parent)}
+
+    live = set(held)
+    for node, one in objects.items():
+        is_image = node.type is Type.IMAGE
+        if one["expire"] != PAST if is_image else one["root"] or one["expire"] == FUTURE:
+            live.add(node)
+    only = set(flat)
+    while True:
+        more = {target for node in live for target in above(node)}
+        for node, one in objects.items():
+            more |= set(one["refers"]) if node in live else set()
+            more |= {node} if live & set(one["back"]) else set()
+            if node in live and node.type is not Type.SNAPSHOT:
+                wanted = [snapshot(key) for op, key in one["cond"] if op == "<"]
+                more |= {s for s in wanted if s in objects and objects[s]["used"]}
+        stands = {target for node in only for target in above(node)}
+        if more <= live and stands <= only:
+            return live | only
+        live, only = live | more, only | stands
+
+
+@given(
+    st.dictionaries(st.sampled_from(NODES), LABELLED),
+    st.lists(st.sampled_from(NODES), max_size=1),
+    st.lists(st.sampled_from(NODES), max_size=1),
+)
+def test_what_lives_is_what_the_rules_say(
+    objects: dict[Node, dict[str, Any]], held: list[Node], flat: list[Node]
+) -> None:
+    graph = Graph(now=1_577_836_800 * 10**9 + HOUR)
+    for node, one in objects.items():
+        graph.add(node, labels_of(one), root=node.type is Type.IMAGE)
+        if one["parent"] and node.type is not Type.CONTENT:
+            above = snapshot if node.type is Type.SNAPSHOT else content
+            graph.add_parent(node, above(one["parent"]))
+    graph.add_lease("ns", "l", {}, held)
+    graph.add_lease("ns", "m", {PREFIX + "flat": "1"}, flat)
+    assert graph.reachable() == model(objects, held, flat)
 
 
 @given(
@@ -266,6 +431,31 @@ def test_expired_image_goes_with_what_it_kept(stores: Stores) -> None:
     assert (collected.images, collected.blobs) == (1, 1)
     assert stores.metadata.images(SCOPE).list() == []
     assert "/images/delete" in stores.topics()
+
+
+def test_an_expired_image_stays_while_a_lease_holds_it(stores: Stores) -> None:
+    """The one that it was made under, as snapshots and blobs are."""
+    digest = blob(stores, b"x")
+    leases = stores.metadata.leases(SCOPE)
+    leases.create("l")
+    images = stores.metadata.images(Scope("default", "l"))
+    images.create(Image("i", Descriptor("type", digest, 1), {PREFIX + "expire": PAST}))
+    images.create(Image("j", Descriptor("type", digest, 1)))
+    assert leases.list_resources("l") == [Resource("i", "images")]
+    assert stores.metadata.collect().images == 0
+    leases.delete("l")
+    assert stores.metadata.collect().images == 1
+    assert [found.name for found in images.list()] == ["j"]
+
+
+def test_a_snapshot_is_kept_while_it_was_used_lately(stores: Stores) -> None:
+    snapshots = stores.metadata.snapshots(SCOPE, "memory")
+    image(stores, "i", blob(stores, b"x"), **{PREFIX + "cond.snapshot.memory": "usedat<1h|s"})
+    lately = datetime.now(UTC).isoformat()
+    snapshots.prepare("s", labels={PREFIX + "cond.value-usedat": lately})
+    assert stores.metadata.collect().snapshots == 0
+    snapshots.update(SnapshotInfo(Kind.ACTIVE, "s", labels=USED), [f"labels.{key}" for key in USED])
+    assert stores.metadata.collect().snapshots == 1
 
 
 def test_blob_stays_while_another_namespace_has_it(stores: Stores) -> None:

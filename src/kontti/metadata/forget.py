@@ -10,8 +10,9 @@ from typing import Any
 
 from kontti.metadata.backing import Backing
 from kontti.metadata.changes import Change, Changes
+from kontti.metadata.conditions import conditions
 from kontti.metadata.database import load
-from kontti.metadata.gc import Node, Type, references
+from kontti.metadata.gc import Node, Type, conditional, references
 from kontti.metadata.marking import Found, resource_node
 from kontti.values import Held
 
@@ -146,6 +147,8 @@ def current(connection: sqlite3.Connection, change: Change) -> tuple[Node, list[
         return node, []
     labels, *held = row
     targets = list(references(namespace, load(labels)))
+    # whether a condition holds is the next collection's to find out
+    targets += (conditional(namespace, found) for found in conditions(load(labels)))
     if table == "images":
         targets.append(Node(Type.CONTENT, namespace, held[0]))
     elif held and held[1]:

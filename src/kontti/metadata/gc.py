@@ -1,7 +1,8 @@
 """What is garbage: the graph of references between records, and what its roots reach. No I/O.
 
 Edges come from records (an image refers to its target, a container to its snapshot, a snapshot to
-its parent) and from labels: ``containerd.io/gc.ref.*`` forward, ``containerd.io/gc.bref.*`` back.
+its parent) and from labels: ``containerd.io/gc.ref.*`` forward, ``containerd.io/gc.bref.*`` back,
+``containerd.io/gc.cond.*`` forward while a condition holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
+
+from kontti.metadata.conditions import PREFIX as CONDITIONAL
+from kontti.metadata.conditions import USED, Condition, conditions
 
 PREFIX = "containerd.io/gc."
 
@@ -64,6 +68,8 @@ class Graph:
     roots: set[Node] = field(default_factory=set)
     flat: set[Node] = field(default_factory=set)
     expired: set[Node] = field(default_factory=set)
+    conditional: list[tuple[Node, Condition]] = field(default_factory=list)
+    used: dict[Node, int] = field(default_factory=dict)
 
     def add(
         self, node: Node, labels: Mapping[str, str], refers: Iterable[Node] = (), *, root: bool
@@ -73,10 +79,27 @@ class Graph:
         self.edges[node].extend(references(node.namespace, labels))
         for source in back_references(node.namespace, labels):
             self.edges.setdefault(source, []).append(node)
-        expiry = expires_at(labels)
+        self._add_conditions(node, labels)
+        expiry = moment(labels.get(EXPIRE, ""))
         if root and expiry is not None and expiry <= self.now:
             self.expired.add(node)
-        elif root or labels.get(ROOT) or (expiry is not None and expiry > self.now):
+        elif root or is_root(labels) or (expiry is not None and expiry > self.now):
+            self.roots.add(node)
+
+    def _add_conditions(self, node: Node, labels: Mapping[str, str]) -> None:
+        if not any(key.startswith(CONDITIONAL) for key in labels):
+            return
+        used = moment(labels.get(USED, ""))
+        if node.type is Type.SNAPSHOT and used is not None:
+            self.used[node] = used
+        if node.type in (Type.CONTENT, Type.IMAGE):
+            self.conditional += ((node, condition) for condition in conditions(labels))
+
+    def add_ingest(self, node: Node, expected: str, expires: int) -> None:
+        """An ingest keeps the blob that it is to be, and itself until its time is up."""
+        targets = [Node(Type.CONTENT, node.namespace, expected)] if expected else []
+        self.edges.setdefault(node, []).extend(targets)
+        if expires > self.now:
             self.roots.add(node)
 
     def add_lease(
@@ -84,21 +107,27 @@ class Graph:
     ) -> None:
         """A lease: while it has not expired it keeps what it holds, a flat one only that itself."""
         node = Node(Type.LEASE, namespace, id)
-        expiry = expires_at(labels)
+        expiry = moment(labels.get(EXPIRE, ""))
         if expiry is not None and expiry <= self.now:
             self.expired.add(node)
         elif FLAT in labels:
-            self.flat.update(holds)
+            for held in holds:
+                # an ingest has no labels
+                (self.roots if held.type is Type.INGEST else self.flat).add(held)
         else:
             self.roots.update(holds)
 
     def add_parent(self, node: Node, parent: Node) -> None:
-        """A snapshot stands on its parent, and cannot be without it, whoever keeps it."""
+        """A snapshot stands on its parent, an image on its target: with it, whoever keeps it."""
         self.parents[node] = parent
         self.edges.setdefault(node, []).append(parent)
 
     def reachable(self) -> set[Node]:
         """Roots, all that they refer to, and what flat leases hold."""
+        for node, condition in self.conditional:
+            target = conditional(node.namespace, condition)
+            if target in self.used and condition.holds(self.used[target], self.now):
+                self.edges[node].append(target)
         found = set(self.roots)
         stack = list(self.roots)
         while stack:
@@ -124,7 +153,8 @@ def references(namespace: str, labels: Mapping[str, str]) -> Iterator[Node]:
         if not key.startswith(PREFIX):
             continue
         if key.startswith(REF_SNAPSHOT):
-            yield Node(Type.SNAPSHOT, namespace, f"{_snapshotter(key, REF_SNAPSHOT)}/{value}")
+            for snapshotter in _snapshotters(key, REF_SNAPSHOT):
+                yield Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{value}")
         for prefix, type in _FORWARD:
             if _is(key, prefix):
                 yield Node(type, namespace, value)
@@ -136,7 +166,8 @@ def back_references(namespace: str, labels: Mapping[str, str]) -> Iterator[Node]
         if not key.startswith(PREFIX):
             continue
         if key.startswith(BREF_SNAPSHOT):
-            yield Node(Type.SNAPSHOT, namespace, f"{_snapshotter(key, BREF_SNAPSHOT)}/{value}")
+            for snapshotter in _snapshotters(key, BREF_SNAPSHOT):
+                yield Node(Type.SNAPSHOT, namespace, f"{snapshotter}/{value}")
         for prefix, type in _BACK:
             if _is(key, prefix):
                 yield Node(type, namespace, value)
@@ -159,22 +190,32 @@ def _is(key: str, prefix: str) -> bool:
     return key.startswith(prefix) and key[len(prefix) :][:1] in ("", ".", "/")
 
 
-def _snapshotter(key: str, prefix: str) -> str:
-    """``overlayfs`` of ``…snapshot.overlayfs``, ``…overlayfs.x`` and ``…overlayfs/x``."""
-    rest = key.removeprefix(prefix)
-    for separator in ("/", "."):
-        rest = rest.partition(separator)[0]
-    return rest
+def _snapshotters(key: str, prefix: str) -> Iterator[str]:
+    """``overlayfs`` of ``…snapshot.overlayfs/x``; of ``…overlayfs.x`` that and ``overlayfs.x``.
+
+    A snapshotter may have dots in its name, and what follows one may be no part of it.
+    """
+    name = key.removeprefix(prefix).partition("/")[0]
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
-def expires_at(labels: Mapping[str, str]) -> int | None:
-    """The expiry label in ns since the epoch; None where there is none or it cannot be read."""
-    text = labels.get(EXPIRE)
-    if not text:
-        return None
+def conditional(namespace: str, condition: Condition) -> Node:
+    """The snapshot that a condition is about."""
+    return Node(Type.SNAPSHOT, namespace, f"{condition.snapshotter}/{condition.key}")
+
+
+def is_root(labels: Mapping[str, str]) -> bool:
+    """Whether a label makes a record its own reason to live; its name may be longer."""
+    return any(value and key.startswith(ROOT) for key, value in labels.items())
+
+
+def moment(text: str) -> int | None:
+    """RFC 3339 in ns since the epoch; None for what cannot be read."""
     try:
-        moment = datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text)
         # RFC 3339 has an offset; without one nobody knows when it is meant
-        return None if moment.tzinfo is None else int(moment.timestamp() * 1e9)
+        return None if found.tzinfo is None else int(found.timestamp() * 1e9)
     except (ValueError, OverflowError):
         return None

@@ -9,14 +9,16 @@ from dataclasses import replace
 
 from kontti.errors import AlreadyExists, InvalidArgument, NotFound
 from kontti.filters import Adaptor, parse_all
-from kontti.metadata.backing import Backing, ensure_namespace, now
+from kontti.metadata.backing import Backing, drop, ensure_namespace, hold, now
 from kontti.metadata.base import Image
 from kontti.metadata.database import clean, dump, load
-from kontti.metadata.gc import lets_go
+from kontti.metadata.gc import EXPIRE, lets_go
+from kontti.metadata.leases import IMAGES
 from kontti.namespaces import Scope
 from kontti.values import (
     Descriptor,
     Digest,
+    Resource,
     check_labels,
     merge_labels,
 )
@@ -32,6 +34,7 @@ class ImageStore:
     def __init__(self, backing: Backing, scope: Scope) -> None:
         self._backing = backing
         self._database = backing.database
+        self._scope = scope
         self._namespace = scope.namespace
 
     def get(self, name: str) -> Image:
@@ -80,6 +83,7 @@ class ImageStore:
             )
             if not done.rowcount:
                 raise AlreadyExists(f'image "{image.name}"')
+            self._hold(connection, made)
         self._publish("create", ImageCreate(name=made.name, labels=made.labels))
         self._backing.mutated(False)
         return made
@@ -102,6 +106,7 @@ class ImageStore:
                     image.name,
                 ),
             )
+            self._hold(connection, updated)
         self._publish("update", ImageUpdate(name=image.name, labels=updated.labels))
         moved = updated.target.digest != old.target.digest
         self._backing.mutated(moved or lets_go(old.labels, updated.labels))
@@ -118,8 +123,14 @@ class ImageStore:
             connection.execute(
                 "DELETE FROM images WHERE namespace = ? AND name = ?", (self._namespace, name)
             )
+            drop(connection, self._scope, Resource(name, IMAGES))
         self._publish("delete", ImageDelete(name=name))
         self._backing.mutated(True)
+
+    def _hold(self, connection: sqlite3.Connection, image: Image) -> None:
+        # one that does not expire needs nobody to keep it
+        if EXPIRE in image.labels:
+            hold(connection, self._scope, Resource(image.name, IMAGES))
 
     def _publish(self, what: str, event: Message) -> None:
         self._backing.publisher.publish(self._namespace, f"/images/{what}", event)

@@ -14,7 +14,7 @@ from kontti.metadata.database import clean, dump, load
 from kontti.namespaces import Scope
 from kontti.values import EMPTY, Digest, Resource
 
-CONTENT, INGESTS, SNAPSHOTS = "content", "ingests", "snapshots/"
+CONTENT, IMAGES, INGESTS, SNAPSHOTS = "content", "images", "ingests", "snapshots/"
 
 
 class LeaseStore:
@@ -112,7 +112,7 @@ def check_resource(resource: Resource) -> None:
         snapshotter = resource.type.removeprefix(SNAPSHOTS)
         if snapshotter in ("", resource.type) or "/" in snapshotter:
             raise InvalidArgument(f"invalid snapshot resource type {resource.type}")
-    elif resource.type != INGESTS:
+    elif resource.type not in (INGESTS, IMAGES):
         raise Unimplemented(f'resource type "{resource.type}" not supported yet')
 
 

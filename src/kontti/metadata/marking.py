@@ -11,7 +11,7 @@ from kontti.metadata.backing import now
 from kontti.metadata.base import Collector
 from kontti.metadata.database import load
 from kontti.metadata.gc import Graph, Node, Type
-from kontti.metadata.leases import CONTENT, INGESTS, SNAPSHOTS
+from kontti.metadata.leases import CONTENT, IMAGES, INGESTS, SNAPSHOTS
 from kontti.metadata.pauses import breathing
 from kontti.values import Held
 
@@ -33,12 +33,13 @@ def find(
     others = add_held(graph, collectors)
     add_roots(connection, graph)
     rows = dict(breathing(add_records(connection, graph)))
+    ingests = add_ingests(connection, graph)
     add_leases(connection, graph, others)
     live = graph.reachable()
     dead = {node: row for node, row in breathing(rows.items()) if node not in live}
     expired = (n for n in graph.expired if n.type is Type.LEASE or n not in live)
     dead |= {n: (n.namespace, n.key) for n in expired if n.type in (Type.LEASE, Type.IMAGE)}
-    dead |= dead_ingests(connection, graph.now, live)
+    dead |= {node: row for node, row in ingests.items() if node not in live}
     return Found(graph, dead, {node: one for node, one in others.items() if node not in live})
 
 
@@ -67,8 +68,9 @@ def add_roots(connection: sqlite3.Connection, graph: Graph) -> None:
     for namespace, name, digest, labels in connection.execute(
         "SELECT namespace, name, digest, labels FROM images"
     ):
-        target = Node(Type.CONTENT, namespace, digest)
-        graph.add(Node(Type.IMAGE, namespace, name), load(labels), [target], root=True)
+        node = Node(Type.IMAGE, namespace, name)
+        graph.add(node, load(labels), root=True)
+        graph.add_parent(node, Node(Type.CONTENT, namespace, digest))
     for namespace, id, snapshotter, key, labels in connection.execute(
         "SELECT namespace, id, snapshotter, snapshot_key, labels FROM containers"
     ):
@@ -108,15 +110,18 @@ def resource_node(namespace: str, type: str, id: str) -> Node:
         return Node(Type.CONTENT, namespace, id)
     if type == INGESTS:
         return Node(Type.INGEST, namespace, id)
+    if type == IMAGES:
+        return Node(Type.IMAGE, namespace, id)
     return Node(Type.SNAPSHOT, namespace, f"{type.removeprefix(SNAPSHOTS)}/{id}")
 
 
-def dead_ingests(
-    connection: sqlite3.Connection, now_ns: int, live: set[Node]
-) -> dict[Node, tuple[str, ...]]:
-    """Ingests whose time is up and that no lease holds."""
-    rows = connection.execute(
-        "SELECT namespace, ref, backend FROM ingests WHERE expires_at <= ?", (now_ns,)
-    )
-    found = ((Node(Type.INGEST, n, r), (n, r, b)) for n, r, b in rows)
-    return {node: row for node, row in found if node not in live}
+def add_ingests(connection: sqlite3.Connection, graph: Graph) -> dict[Node, tuple[str, str, str]]:
+    """Every ingest, with its row."""
+    found = {}
+    for namespace, ref, backend, expected, expires in connection.execute(
+        "SELECT namespace, ref, backend, expected, expires_at FROM ingests"
+    ):
+        node = Node(Type.INGEST, namespace, ref)
+        graph.add_ingest(node, expected, expires)
+        found[node] = (namespace, ref, backend)
+    return found
