@@ -378,6 +378,22 @@ def test_unpack_config_says_what_is_unpacked(image: Image) -> None:
         stores.close()
 
 
+def test_unpack_config_says_what_applies_layers(image: Image, tmp_path: Path) -> None:
+    more = (
+        '[proxy_plugins.lazy]\ntype = "diff"\naddress = "/no/such.sock"\n'
+        '[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n'
+        'platform = "linux/amd64"\nsnapshotter = "native"\ndiffer = "lazy"\n'
+        '[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n'
+        'platform = "linux/amd64"\nsnapshotter = "overlayfs"\ndiffer = "walking"\n'
+    )
+    (tmp_path / "in.tar").write_bytes(archive(image, "a/b:1"))
+    with short_folder() as folder, daemons.running("kontti", folder, more) as it:
+        for snapshotter, code in (("native", 1), ("overlayfs", 0)):
+            path = str(tmp_path / "in.tar")
+            done = it.ctr("ours", "images", "import", "--snapshotter", snapshotter, path)
+            assert (done.returncode, b"/no/such.sock" in done.stderr) == (code, bool(code)), done
+
+
 def test_ctr_moves_images_by_the_service_and_without_it(
     daemon: Daemon, stores: RemoteStores, image: Image, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from kontti.runtime.manager import RuntimeSettings
 from kontti.server.daemon import DaemonSettings
 from kontti.server.listen import prepare_socket
 from kontti.server.settings import settings_of
+from kontti.transfer.ends import Supported
+from kontti.values import Platform
 from tests.support.shims import short_folder
 
 
@@ -107,3 +109,50 @@ def test_a_dead_socket_is_taken_away() -> None:
 def test_a_path_that_no_socket_can_have() -> None:
     with pytest.raises(InvalidArgument, match="longer than 107 bytes"):
         prepare_socket(f"/tmp/{'x' * 103}")
+
+
+TRANSFER = """
+[plugins.'io.containerd.transfer.v1.local']
+max_concurrent_downloads = 5
+max_concurrent_uploaded_layers = 2
+concurrent_layer_fetch_buffer = 1048576
+check_platform_supported = true
+config_path = "/a:/b"
+"""
+ENTRY = "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/amd64'\n"
+AMD64 = Platform("linux", "amd64")
+LAZY = "[proxy_plugins.lazy]\ntype = 'diff'\naddress = '/x'\n"
+
+
+def test_transfers(tmp_path: Path) -> None:
+    found = settings(tmp_path, f"{TRANSFER}{ENTRY}snapshotter = 'native'\n").transfer
+    assert (found.rates.downloads, found.rates.uploads, found.rates.fetch_buffer) == (5, 2, 1 << 20)
+    assert found.directories == ("/a", "/b")
+    assert found.supported == (Supported(AMD64, "native", strict=True),)
+    assert settings(tmp_path, TRANSFER).transfer.supported is None
+
+
+def test_what_unpacks_what(tmp_path: Path) -> None:
+    more = "snapshotter = 'erofs'\ndiffer = '{}'\nconfig_type = 'c'\nlayer_types = ['l', 'm']\n"
+    for differ in ("walking", "erofs", "lazy"):
+        made = settings(tmp_path, f"{ENTRY}{more.format(differ)}{LAZY}")
+        wanted = Supported(AMD64, "erofs", differ=differ, config_type="c", layer_types=("l", "m"))
+        assert made.transfer.supported == (wanted,)
+        assert set(made.stores.named_differs) == {"walking", "erofs", "lazy"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("platform = 'linux/a/b/c'\nsnapshotter = 'native'\n", "configuration linux/a/b/c invalid"),
+        ("platform = 'linux'\nsnapshotter = 'zfs'\n", "snapshotter 'zfs' not found"),
+        ("platform = 'linux'\nsnapshotter = 'native'\ndiffer = 'x'\n", "differ 'x' not found"),
+    ],
+)
+def test_an_entry_that_names_what_is_not_there(tmp_path: Path, entry: str, message: str) -> None:
+    head = ENTRY.partition("\n")[0]
+    with pytest.raises(InvalidArgument, match=message):
+        settings(tmp_path, f"{head}\n{entry}")
+    # nothing else is unpacked then: it said what is
+    made = settings(tmp_path, f"{head}\n{entry}optional = true\n")
+    assert made.transfer.supported == ()

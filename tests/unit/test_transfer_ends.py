@@ -6,10 +6,8 @@ import asyncio
 
 import pytest
 
-from kontti.config.sections import TransferLocal, UnpackConfig
 from kontti.errors import InvalidArgument, NotFound
 from kontti.registry.auth import Credentials
-from kontti.server.settings import transfer_settings
 from kontti.services.outbox import MAX_WAITING, Outbox
 from kontti.services.transfer_ends import Cancel, credentials, host_options, image_store
 from kontti.streaming.bytes import pack
@@ -19,7 +17,7 @@ from kontti.transfer.ends import (
     Supported,
     UnpackWish,
     name_in_archive,
-    snapshotter_for,
+    supported_for,
 )
 from kontti.values import Descriptor, Digest, Platform
 from kontti.wire.messages.types import platform as wire
@@ -112,7 +110,8 @@ def test_a_further_name_lives_as_long_as_the_first() -> None:
 )
 def test_what_may_be_unpacked(wish: UnpackWish, strict: bool, found: str) -> None:
     supported = [Supported(AMD64, name, strict) for name in ("native", "overlayfs")]
-    assert snapshotter_for(wish, supported, "overlayfs") == found
+    chosen = supported_for(wish, supported, "overlayfs")
+    assert (chosen.snapshotter if chosen else "") == found
 
 
 def test_credentials_that_a_client_gives() -> None:
@@ -143,21 +142,6 @@ def test_hosts_by_a_resolver() -> None:
     assert host_options(RegistryResolver(host_dir="/y"), ("/x",)).directories == ("/y",)
     with pytest.raises(InvalidArgument):
         host_options(RegistryResolver(default_scheme="ftp"))
-
-
-def test_settings() -> None:
-    entries = (
-        UnpackConfig("linux/amd64", "native"),
-        UnpackConfig("linux/a/b/c", "erofs", optional=True),
-    )
-    section = TransferLocal(5, 1 << 20, 2, 1, True, "/a:/b", entries)
-    found = transfer_settings(section)
-    assert (found.rates.downloads, found.rates.uploads, found.rates.fetch_buffer) == (5, 2, 1 << 20)
-    assert found.directories == ("/a", "/b")
-    assert found.supported == (Supported(AMD64, "native", strict=True),)
-    assert transfer_settings(TransferLocal()).supported is None
-    with pytest.raises(InvalidArgument, match="platform configuration linux/a/b/c invalid"):
-        transfer_settings(TransferLocal(unpack_config=(UnpackConfig("linux/a/b/c", "x"),)))
 
 
 def test_an_outbox_sends_the_newest_of_each_in_order() -> None:

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -102,7 +102,56 @@ def bench(behaviour: Callable[[Asked], Answer]) -> Iterator[Bench]:
         yield Bench(web)
 
 
+def artifact(config_type: str, layer_type: str, extra: str) -> Image:
+    """As an image, but of other types; it has a third blob that is no layer."""
+    made = build(TARS)
+    text = made.blobs[made.digest].decode()
+    text = text.replace("application/vnd.oci.image.config.v1+json", config_type)
+    text = text.replace("application/vnd.oci.image.layer.v1.tar+gzip", layer_type)
+    document = json.loads(text)
+    note = b"a note"
+    described = {"mediaType": extra, "digest": digest_of(note), "size": len(note)}
+    data = json.dumps({**document, "layers": [*document["layers"], described]}).encode()
+    blobs = {d: b for d, b in made.blobs.items() if d != made.digest}
+    blobs |= {digest_of(data): data, digest_of(note): note}
+    manifest = {**made.manifest, "digest": digest_of(data), "size": len(data)}
+    return Image(blobs, manifest, made.config_digest, made.layer_digests)
+
+
 # what a pull makes
+
+
+def test_other_types_are_unpacked_where_an_entry_names_them() -> None:
+    image = artifact("application/x-config", "application/x-layer+gzip", "text/plain")
+    usual = Unpacking(platform=Platform("linux", "amd64"))
+    named = replace(
+        usual, config_type="application/x-config", layer_types=("application/x-layer+gzip",)
+    )
+    for options, count in (
+        (usual, 0),
+        (replace(named, config_type=""), 0),
+        (replace(named, config_type="application/y-config"), 0),
+        (replace(named, layer_types=()), 0),
+        (named, 2),
+    ):
+        with bench(served(image)) as it:
+            it.pull(PullOptions(unpack=options))
+            assert len(it.stores.snapshot_store.committed()) == count
+            # what is not unpacked is fetched all the same
+            assert set(it.stores.content_store.blobs) == set(image.blobs)
+    with bench(served(build(TARS))) as it:
+        it.pull(PullOptions(unpack=named))
+        assert it.stores.snapshot_store.committed() == []
+
+
+def test_a_differ_that_is_named_applies_the_layers() -> None:
+    with bench(served(build(TARS))) as it:
+        other = MemoryApplier(it.stores)
+        it.parts = replace(it.parts, differs={"other": lambda scope: other})
+        it.pull(PullOptions(unpack=Unpacking(differ="other")))
+        assert (len(other.applied), it.applier.applied) == (2, [])
+        with pytest.raises(NotFound, match="differ 'third'"):
+            it.pull(PullOptions(unpack=Unpacking(differ="third")))
 
 
 def test_an_image_is_recorded_complete_and_unpacked() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
@@ -78,6 +78,8 @@ class StoreSettings:
     """Used in the place of the local content store."""
     differs: tuple[Callable[[Scope], Differ] | None, ...] = (None,)
     """Those that are asked, in their order; None is ours."""
+    named_differs: Mapping[str, Callable[[Scope], Differ] | None] = field(default_factory=dict)
+    """Those that images may be unpacked with alone."""
 
 
 def begin(mark: str) -> bool:
@@ -197,13 +199,16 @@ class Stores:
 
     def applier(self, scope: Scope) -> Applier:
         """Applies layers of the scope's content."""
+        return self._first(self.settings.differs, scope)
+
+    def _first(self, makers: Sequence[Callable[[Scope], Differ] | None], scope: Scope) -> Applier:
         # what moves layers is loaded when the first is moved: most commands move none
         from kontti.diff.applier import LayerApplier
         from kontti.diff.chain import FirstApplier
 
         content = self.metadata.content(scope)
         ours = LayerApplier(content, self.workers, limits=self.settings.limits)
-        differs = [differ(scope) if differ else ours for differ in self.settings.differs]
+        differs = [make(scope) if make else ours for make in makers]
         return differs[0] if len(differs) == 1 else FirstApplier(differs)
 
     def client_applier(self, scope: Scope) -> Applier:
@@ -253,7 +258,9 @@ class Stores:
         from kontti.transfer.parts import Parts
 
         unpacks = Unpacks(self.settings.max_concurrent_unpacks)
-        return Parts(self.metadata, self.applier, unpacks=unpacks)
+        named = self.settings.named_differs.items()
+        differs = {name: partial(self._first, (make,)) for name, make in named}
+        return Parts(self.metadata, self.applier, unpacks=unpacks, differs=differs)
 
     def close(self) -> None:
         """Close everything; the root is free for another owner after it."""

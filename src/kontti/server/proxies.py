@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from kontti.client.proxy import ProxyContent, ProxyDiffer, ProxySnapshotter
 from kontti.config.load import Config
@@ -17,7 +18,7 @@ from kontti.transfer.lazy import is_told
 
 SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
 TYPES = {"snapshot": SNAPSHOTTER, "content": CONTENT, "diff": DIFFER, "sandbox": SANDBOX_CONTROLLER}
-WALKING = "walking"
+WALKING, EROFS = "walking", "erofs"
 
 
 class Proxies:
@@ -62,6 +63,15 @@ class Proxies:
         known = {row.id for row in self.rows if row.type == DIFFER} | {WALKING}
         wanted = [name for name in self._order if name in known]
         return wanted or [WALKING]
+
+    def named(self) -> dict[str, Callable[[Scope], Differ] | None]:
+        """The differs by name; None is ours, which makes the images of erofs as well."""
+        rows = (row for row in self.rows if row.type == DIFFER)
+        return {
+            WALKING: None,
+            EROFS: None,
+            **{row.id: partial(self.differ, row.id) for row in rows},
+        }
 
     def differ(self, id: str, scope: Scope) -> Differ:
         """The differ ``id`` for the scope's namespace."""

@@ -14,10 +14,11 @@ from kontti.images.platforms import parse
 from kontti.metadata.scheduler import Policy
 from kontti.runtime.manager import RuntimeSettings
 from kontti.server.daemon import DaemonSettings, Listen, TransferSettings
-from kontti.server.plugins import SNAPSHOTTER
+from kontti.server.plugins import BUILTINS, SNAPSHOTTER
 from kontti.server.proxies import WALKING, Proxies
 from kontti.transfer.ends import Supported
 from kontti.transfer.local import Rates
+from kontti.values import Platform
 
 DEFAULT_SOCKET_DIR = "/run/containerd/s"
 DAY = 86400.0
@@ -43,13 +44,11 @@ def settings_of(config: Config) -> DaemonSettings:
         proxies=proxies.rows,
         opt_path=config.plugin(sections.Opt).path,
         restart_seconds=config.plugin(sections.Restart).interval.seconds,
-        transfer=transfer_settings(config.plugin(sections.TransferLocal), proxies.lazy),
+        transfer=transfer_settings(config.plugin(sections.TransferLocal), proxies),
     )
 
 
-def transfer_settings(
-    section: sections.TransferLocal, lazy: frozenset[str] = frozenset()
-) -> TransferSettings:
+def transfer_settings(section: sections.TransferLocal, proxies: Proxies) -> TransferSettings:
     """How transfers are done; raises InvalidArgument."""
     return TransferSettings(
         rates=Rates(
@@ -57,25 +56,46 @@ def transfer_settings(
             uploads=max(0, section.max_concurrent_uploaded_layers),
             fetch_buffer=max(0, section.concurrent_layer_fetch_buffer),
         ),
-        supported=unpack_platforms(section),
+        supported=unpack_platforms(section, proxies),
         directories=tuple(path for path in section.config_path.split(":") if path),
-        lazy=lazy,
+        lazy=proxies.lazy,
     )
 
 
-def unpack_platforms(section: sections.TransferLocal) -> tuple[Supported, ...] | None:
-    """What ``unpack_config`` says; None where it says nothing."""
+def unpack_platforms(
+    section: sections.TransferLocal, proxies: Proxies
+) -> tuple[Supported, ...] | None:
+    """What ``unpack_config`` says; None where it says nothing.
+
+    Raises InvalidArgument for a platform, snapshotter or differ that is none, unless it is
+    optional.
+    """
     found = []
     for entry in section.unpack_config:
         try:
-            platform = parse(entry.platform)
+            platform = unpack_platform(entry, proxies)
         except InvalidArgument as error:
             if entry.optional:
                 continue
-            problem = f"{section.URI}: platform configuration {entry.platform} invalid"
-            raise InvalidArgument(problem) from error
-        found.append(Supported(platform, entry.snapshotter, section.check_platform_supported))
-    return tuple(found) or None
+            raise InvalidArgument(f"{section.URI}: {error.message}") from error
+        strict = section.check_platform_supported
+        types = (entry.config_type, entry.layer_types)
+        found.append(Supported(platform, entry.snapshotter, strict, entry.differ, *types))
+    return tuple(found) if section.unpack_config else None
+
+
+def unpack_platform(entry: sections.UnpackConfig, proxies: Proxies) -> Platform:
+    """The platform of an entry in which all that is named is known."""
+    try:
+        platform = parse(entry.platform)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"platform configuration {entry.platform} invalid") from error
+    snapshotters = {row.id for row in (*BUILTINS, *proxies.rows) if row.type == SNAPSHOTTER}
+    if entry.snapshotter not in snapshotters:
+        raise InvalidArgument(f"snapshotter {entry.snapshotter!r:.80} not found")
+    if entry.differ and entry.differ not in proxies.named():
+        raise InvalidArgument(f"differ {entry.differ!r:.80} not found")
+    return platform
 
 
 def runtime_settings(config: Config, grpc_address: str, ttrpc_address: str) -> RuntimeSettings:
@@ -132,6 +152,7 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
         differs=tuple(
             None if name == WALKING else partial(proxies.differ, name) for name in proxies.order
         ),
+        named_differs=proxies.named(),
     )
 
 

@@ -43,7 +43,9 @@ class Unpacking:
 
     ``platform``: manifests that say they are of one that it cannot run stay packed.
     ``lazy_name``: the name that the image has at its registry, for a snapshotter that may get
-    layers from there by itself. It is asked before they are fetched.
+    layers from there by itself. It is asked before they are fetched. ``differ`` names what applies
+    the layers, "" for who is asked usually. ``config_type``: only what has a config of this type
+    is unpacked, "" for images; ``layer_types`` are layers beside the usual.
     """
 
     snapshotter: str = DEFAULT_SNAPSHOTTER
@@ -51,6 +53,9 @@ class Unpacking:
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     platform: Platform | None = None
     lazy_name: str = ""
+    differ: str = ""
+    config_type: str = ""
+    layer_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,17 +158,23 @@ End = Registry | ImageStore | Archive | ArchiveWriter
 class Supported:
     """A platform that is unpacked, and the snapshotter for it.
 
-    ``strict``: images of this architecture only, and not all of the operating system.
+    ``strict``: images of this architecture only, and not all of the operating system. What
+    follows is as in Unpacking.
     """
 
     platform: Platform
     snapshotter: str
     strict: bool = False
+    differ: str = ""
+    config_type: str = ""
+    layer_types: tuple[str, ...] = ()
 
 
-def snapshotter_for(wish: UnpackWish, supported: Sequence[Supported], default: str) -> str:
-    """The snapshotter that ``wish`` is unpacked with; "" where it is not to be."""
-    wanted, best = normalize(wish.platform), ""
+def supported_for(
+    wish: UnpackWish, supported: Sequence[Supported], default: str
+) -> Supported | None:
+    """What ``wish`` is unpacked with; None where it is not to be."""
+    wanted, best = normalize(wish.platform), None
     for entry in supported:
         matcher = only(entry.platform)
         if wanted.os != entry.platform.os or (entry.strict and not matcher.match(wanted)):
@@ -176,7 +182,7 @@ def snapshotter_for(wish: UnpackWish, supported: Sequence[Supported], default: s
         if wish.snapshotter == entry.snapshotter or (
             not wish.snapshotter and entry.snapshotter == default
         ):
-            return entry.snapshotter
+            return entry
         if not wish.snapshotter:
-            best = best or entry.snapshotter
+            best = best or entry
     return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kontti.content.base import Store
 from kontti.errors import Unimplemented
@@ -23,7 +23,8 @@ from kontti.transfer.ends import (
     NoSuchTransfer,
     Registry,
     Supported,
-    snapshotter_for,
+    UnpackWish,
+    supported_for,
 )
 from kontti.transfer.export import ExportOptions, export_images
 from kontti.transfer.import_ import ImportOptions, label_graph
@@ -109,17 +110,27 @@ class LocalTransfers:
 
         ``reference`` is where they come from, if that is a registry.
         """
-        found = []
-        for wish in store.unpacks:
-            name = wish.snapshotter or DEFAULT_SNAPSHOTTER
-            if self.supported is not None:
-                name = snapshotter_for(wish, self.supported, DEFAULT_SNAPSHOTTER)
-            if name:
-                lazy_name = reference if name in self.lazy else ""
-                found.append(Unpacking(name, platform=wish.platform, lazy_name=lazy_name))
-            else:
-                log.warning("no unpack_config for %s, %s", wish.platform, wish.snapshotter)
-        return tuple(found)
+        wishes = (self._unpacking(wish) for wish in store.unpacks)
+        return tuple(
+            replace(made, lazy_name=reference if made.snapshotter in self.lazy else "")
+            for made in wishes
+            if made is not None
+        )
+
+    def _unpacking(self, wish: UnpackWish) -> Unpacking | None:
+        if self.supported is None:
+            return Unpacking(wish.snapshotter or DEFAULT_SNAPSHOTTER, platform=wish.platform)
+        found = supported_for(wish, self.supported, DEFAULT_SNAPSHOTTER)
+        if found is None:
+            log.warning("no unpack_config for %s, %s", wish.platform, wish.snapshotter)
+            return None
+        return Unpacking(
+            found.snapshotter,
+            platform=wish.platform,
+            differ=found.differ,
+            config_type=found.config_type,
+            layer_types=found.layer_types,
+        )
 
     def _push(
         self, scope: Scope, store: ImageStore, destination: Registry, progress: OnProgress

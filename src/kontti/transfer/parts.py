@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from kontti.content.base import Store
 from kontti.diff.base import Applier
+from kontti.errors import NotFound
 from kontti.images.graph import find_manifest, walk
 from kontti.images.manifest import read_config, read_manifest
 from kontti.images.media_types import kind_of
@@ -30,7 +31,8 @@ MAX_DOWNLOADS = 16
 class Parts:
     """The stores, what applies layers within a scope, and what keeps work from being done twice.
 
-    ``slots`` is what all downloads share, ``unpacks`` all that is unpacked.
+    ``slots`` is what all downloads share, ``unpacks`` all that is unpacked. ``differs`` are those
+    that can be asked for by name.
     """
 
     stores: Stores
@@ -38,12 +40,13 @@ class Parts:
     flights: Flights = field(default_factory=Flights)
     slots: Slots = field(default_factory=lambda: Slots(MAX_DOWNLOADS))
     unpacks: Unpacks = field(default_factory=Unpacks)
+    differs: Mapping[str, Callable[[Scope], Applier]] = field(default_factory=dict)
 
     def unpacker(self, scope: Scope, options: Unpacking, reporter: Reporter) -> ManifestUnpacker:
-        """Unpacks manifests in ``scope``."""
+        """Unpacks manifests in ``scope``; raises NotFound for a differ of another name."""
         content = self.stores.content(scope)
         snapshots = self.stores.snapshots(scope, options.snapshotter)
-        applier = self.applier(scope)
+        applier = self._applier(options.differ)(scope)
         unpacker = Unpacker(
             content,
             snapshots,
@@ -57,6 +60,11 @@ class Parts:
         )
         return ManifestUnpacker(content, unpacker)
 
+    def _applier(self, differ: str) -> Callable[[Scope], Applier]:
+        if differ and differ not in self.differs:
+            raise NotFound(f"differ {differ!r:.80}")
+        return self.differs[differ] if differ else self.applier
+
 
 @dataclass(frozen=True, slots=True)
 class ManifestUnpacker:
@@ -68,11 +76,13 @@ class ManifestUnpacker:
     def unpack(self, descriptor: Descriptor, blobs: Blobs = ALL_THERE) -> Unpacked | None:
         """Unpack a manifest, as its blobs come; None where it is not an image's."""
         manifest = read_manifest(self.content, descriptor)
-        if not is_unpackable(descriptor, manifest):
+        options = self.unpacker.options
+        if not is_unpackable(descriptor, manifest, options):
             return None
         blobs.fetched(manifest.config)
-        layers = layers_of(manifest, read_config(self.content, manifest.config))
-        if name := self.unpacker.options.lazy_name:
+        config = read_config(self.content, manifest.config)
+        layers = layers_of(manifest, config, options.layer_types)
+        if name := options.lazy_name:
             layers = hinted(layers, name, descriptor.digest)
         chain_id = self.unpacker.unpack(layers, manifest.config, blobs)
         return Unpacked(descriptor, chain_id)

@@ -11,6 +11,7 @@ from kontti.images.graph import is_attestation
 from kontti.images.identity import chain_ids
 from kontti.images.manifest import ImageConfig, Manifest
 from kontti.images.media_types import kind_of
+from kontti.transfer.base import Unpacking
 from kontti.transfer.incoming import ALL_THERE, Blobs
 from kontti.transfer.labels import SNAPSHOT_PREFIX, add_labels
 from kontti.transfer.layer import Layer, LayerUnpacker
@@ -59,18 +60,25 @@ class Unpacker(LayerUnpacker):
         return 0
 
 
-def layers_of(manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
-    """The layers to apply, lowest first; raises InvalidArgument where the config differs."""
-    diff_ids = config.diff_ids
-    if len(manifest.layers) > MAX_LAYERS:
-        raise InvalidArgument(f"image has {len(manifest.layers)} layers, more than {MAX_LAYERS}")
-    if len(manifest.layers) != len(diff_ids):
+def layers_of(
+    manifest: Manifest, config: ImageConfig, types: Sequence[str] = ()
+) -> tuple[Layer, ...]:
+    """The layers to apply, lowest first; raises InvalidArgument where the config differs.
+
+    With ``types`` what is of none of these, and says of itself that it is no layer, is not one.
+    """
+    diff_ids, layers = config.diff_ids, manifest.layers
+    if types:
+        layers = tuple(d for d in layers if d.media_type in types or claims_layer(d.media_type))
+    if len(layers) > MAX_LAYERS:
+        raise InvalidArgument(f"image has {len(layers)} layers, more than {MAX_LAYERS}")
+    if len(layers) != len(diff_ids):
         raise InvalidArgument(
-            f"number of layers and diffIDs don't match: {len(manifest.layers)} != {len(diff_ids)}"
+            f"number of layers and diffIDs don't match: {len(layers)} != {len(diff_ids)}"
         )
     chain = chain_ids(diff_ids)
     parents = ("", *chain)
-    return tuple(map(Layer, manifest.layers, diff_ids, chain, parents))
+    return tuple(map(Layer, layers, diff_ids, chain, parents))
 
 
 def hinted(layers: Sequence[Layer], name: str, manifest: Digest) -> tuple[Layer, ...]:
@@ -81,14 +89,21 @@ def hinted(layers: Sequence[Layer], name: str, manifest: Digest) -> tuple[Layer,
     )
 
 
-def is_unpackable(descriptor: Descriptor, manifest: Manifest) -> bool:
+def is_unpackable(
+    descriptor: Descriptor, manifest: Manifest, options: Unpacking | None = None
+) -> bool:
     """Whether a manifest is an image's, and not an attestation's or another artifact's.
 
     An image with some layer of a type that nobody can apply is one all the same: it cannot be
     unpacked, and this must be said.
     """
+    wanted, config = options or Unpacking(), manifest.config.media_type
     return (
         not is_attestation(descriptor)
-        and kind_of(manifest.config.media_type) == "config"
-        and (not manifest.layers or any(claims_layer(d.media_type) for d in manifest.layers))
+        and (config == wanted.config_type if wanted.config_type else kind_of(config) == "config")
+        and (
+            not manifest.layers
+            or any(claims_layer(d.media_type) for d in manifest.layers)
+            or any(d.media_type in wanted.layer_types for d in manifest.layers)
+        )
     )
