@@ -10,15 +10,19 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from kontti import Engine
 from kontti.client.client import Client
 from kontti.client.stores import RemoteStores
 from kontti.client.transfer import STREAM, Transfer
+from kontti.engine.stores import StoreSettings
 from kontti.errors import Error, NotFound, Unauthenticated, Unimplemented
 from kontti.namespaces import Scope
+from kontti.transfer.verifiers import BinDir
 from kontti.wire.messages.google import Any, Empty
 from kontti.wire.messages.services.streaming.v1.streaming import StreamInit
 from kontti.wire.messages.types.platform import Platform
@@ -392,6 +396,44 @@ def test_unpack_config_says_what_applies_layers(image: Image, tmp_path: Path) ->
             path = str(tmp_path / "in.tar")
             done = it.ctr("ours", "images", "import", "--snapshotter", snapshotter, path)
             assert (done.returncode, b"/no/such.sock" in done.stderr) == (code, bool(code)), done
+
+
+def test_image_verifiers_are_asked_before_anything_is_fetched(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = tmp_path / "verifier"
+    verifier.write_text('#!/bin/sh\ncase "$2" in *trusted*) ;; *) echo who; exit 1;; esac\n')
+    verifier.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "v").symlink_to(verifier)
+    more = f'[plugins."io.containerd.image-verifier.v1.bindir"]\nbin_dir = "{tmp_path}/bin"\n'
+    serve = Repository(dict(image.blobs), {"1": image.digest})
+    serve.media_types[image.digest] = str(image.manifest["mediaType"])
+    with (
+        serving(serve) as web,
+        short_folder() as folder,
+        daemons.running("kontti", folder, more) as it,
+    ):
+        with Client(it.address) as client:
+            with pytest.raises(Error) as refused:
+                pull(client, f"{web.host}/other:1", ImageStore(name="other:1"))
+            assert refused.value.message == (
+                f"image verifier bindir blocked pull of {web.host}/other:1 with digest "
+                f"{image.digest} for reason: verifier v rejected image (exit code 1): who"
+            )
+            # it was resolved, and that is all
+            assert all(asked.method == "HEAD" for asked in web.asked), web.paths()
+            pull(client, f"{web.host}/trusted:1", ImageStore(name="trusted:1"))
+        assert it.ctr("ours", "images", "ls", "-q").stdout == b"trusted:1\n"
+        rows = it.ctr("ours", "plugins", "ls", "id==bindir").stdout
+        assert b"io.containerd.image-verifier.v1" in rows
+        # with no daemon the same
+        judged = partial(StoreSettings, verifiers=(BinDir(f"{tmp_path}/bin"),))
+        monkeypatch.setattr("kontti.engine.embedded.StoreSettings", judged)
+        with Engine(str(folder / "r"), str(folder / "s")) as engine:
+            with pytest.raises(Error, match="rejected image"):
+                engine.pull(f"{web.host}/other:1", plain_http=True)
+            assert engine.pull(f"{web.host}/trusted:1", plain_http=True).name.endswith("trusted:1")
 
 
 def test_ctr_moves_images_by_the_service_and_without_it(

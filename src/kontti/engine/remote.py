@@ -64,8 +64,9 @@ class RemoteCore:
     def transfer_parts(self) -> Parts:
         """Layers are applied by the daemon."""
         from kontti.transfer.parts import Parts
+        from kontti.transfer.verifiers import BinDir
 
-        return Parts(self.stores, self.stores.applier)
+        return Parts(self.stores, self.stores.applier, verifiers=(BinDir(),))
 
     def wait_for(self, work: Coroutine[Any, Any, T], timeout: float | None = CALL_SECONDS) -> T:
         """Make the calls of ``work``, here and now."""

@@ -31,6 +31,7 @@ from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.snapshots.native import NativeSnapshotter
 from kontti.snapshots.overlay import OverlaySnapshotter
 from kontti.tasks.checkpoints import ContentCheckpoints
+from kontti.transfer.verifiers import BinDir, Verifier
 
 if TYPE_CHECKING:
     from kontti.diff.chain import Differ
@@ -78,6 +79,7 @@ class StoreSettings:
     """Used in the place of the local content store."""
     differs: tuple[Callable[[Scope], Differ] | None, ...] = (None,)
     """Those that are asked, in their order; None is ours."""
+    verifiers: tuple[Verifier, ...] = (BinDir(),)
     named_differs: Mapping[str, Callable[[Scope], Differ] | None] = field(default_factory=dict)
     """Those that images may be unpacked with alone."""
 
@@ -260,7 +262,13 @@ class Stores:
         unpacks = Unpacks(self.settings.max_concurrent_unpacks)
         named = self.settings.named_differs.items()
         differs = {name: partial(self._first, (make,)) for name, make in named}
-        return Parts(self.metadata, self.applier, unpacks=unpacks, differs=differs)
+        return Parts(
+            self.metadata,
+            self.applier,
+            unpacks=unpacks,
+            verifiers=self.settings.verifiers,
+            differs=differs,
+        )
 
     def close(self) -> None:
         """Close everything; the root is free for another owner after it."""

@@ -76,14 +76,16 @@ def run(
     env: Mapping[str, str] | None = None,
     input: bytes = b"",
     limit: int = 1 << 20,
+    group: bool = False,
 ) -> Completed:
     """Run ``argv`` to its end; past ``timeout`` seconds it is killed and TimeoutError raised.
 
-    Output past ``limit`` bytes of each stream is thrown away.
+    Output past ``limit`` bytes of each stream is thrown away. With ``group`` nothing that it
+    started and left in its process group outlives it.
     """
     (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(3)
     try:
-        pid = spawn(argv, env=env, stdin=in_read, stdout=out_write, stderr=err_write)
+        pid = spawn(argv, env=env, stdin=in_read, stdout=out_write, stderr=err_write, setsid=group)
     except BaseException:
         for fd in (in_write, out_read, err_read):
             os.close(fd)
@@ -94,12 +96,23 @@ def run(
     deadline = time.monotonic() + timeout
     try:
         out, err = _exchange(in_write, input, (out_read, err_read), deadline, limit)
-        code = wait(pid, max(0.0, deadline - time.monotonic()))
+        _ended(pid, max(0.0, deadline - time.monotonic()))
+        if group:
+            # before it is waited for, which would free its number for another group
+            _kill(-pid)
     except BaseException:
-        os.kill(pid, signal.SIGKILL)
+        _kill(-pid if group else pid)
         os.waitpid(pid, 0)
         raise
-    return Completed(code, out, err)
+    return Completed(wait(pid, None), out, err)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        # of a group there may be no more than its leader, which is dead and not waited for
+        pass
 
 
 def _pipes(count: int) -> list[tuple[int, int]]:
@@ -167,16 +180,21 @@ def _feed(fd: int, data: bytes) -> bytes:
 def wait(pid: int, timeout: float | None) -> int:
     """Wait for our child ``pid``; its exit code, or minus the signal. Raises TimeoutError."""
     if timeout is not None:
-        fd = os.pidfd_open(pid)
-        try:
-            # not select(2), which knows descriptors below 1024 only
-            poller = select.poll()
-            poller.register(fd, select.POLLIN)
-            if not poller.poll(timeout * 1000):
-                raise TimeoutError(f"process {pid} did not end in {timeout:.1f} s")
-        finally:
-            os.close(fd)
+        _ended(pid, timeout)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _ended(pid: int, timeout: float) -> None:
+    """Return when it has ended; raises TimeoutError."""
+    fd = os.pidfd_open(pid)
+    try:
+        # not select(2), which knows descriptors below 1024 only
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        if not poller.poll(timeout * 1000):
+            raise TimeoutError(f"process {pid} did not end in {timeout:.1f} s")
+    finally:
+        os.close(fd)
 
 
 def fork() -> int:

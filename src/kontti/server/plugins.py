@@ -13,6 +13,7 @@ from kontti.values import Platform
 CONTENT = "io.containerd.content.v1"
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
 METADATA = "io.containerd.metadata.v1"
+IMAGE_VERIFIER = "io.containerd.image-verifier.v1"
 DIFFER = "io.containerd.differ.v1"
 EVENT = "io.containerd.event.v1"
 GC = "io.containerd.gc.v1"
@@ -78,7 +79,8 @@ BUILTINS: tuple[Plugin, ...] = (
     Plugin(MOUNT_MANAGER, "bolt", (METADATA, MOUNT_HANDLER)),
     Plugin(STREAMING, "manager", (METADATA,)),
     Plugin(INTERNAL, "kontti-log", (RUNTIME,)),
-    Plugin(TRANSFER, "local", (LEASE, METADATA, DIFFER, SNAPSHOTTER)),
+    Plugin(IMAGE_VERIFIER, "bindir"),
+    Plugin(TRANSFER, "local", (LEASE, METADATA, DIFFER, IMAGE_VERIFIER, SNAPSHOTTER)),
     Plugin(RESTART, "restart", (EVENT, SERVICE)),
     Plugin(SERVICE, "containers-service", (EVENT, METADATA)),
     Plugin(SERVICE, "content-service", (METADATA,)),

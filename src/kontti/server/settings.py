@@ -18,6 +18,7 @@ from kontti.server.plugins import BUILTINS, SNAPSHOTTER
 from kontti.server.proxies import WALKING, Proxies
 from kontti.transfer.ends import Supported
 from kontti.transfer.local import Rates
+from kontti.transfer.verifiers import BinDir
 from kontti.values import Platform
 
 DEFAULT_SOCKET_DIR = "/run/containerd/s"
@@ -153,7 +154,17 @@ def store_settings(config: Config, address: str, proxies: Proxies) -> StoreSetti
             None if name == WALKING else partial(proxies.differ, name) for name in proxies.order
         ),
         named_differs=proxies.named(),
+        verifiers=image_verifiers(config),
     )
+
+
+def image_verifiers(config: Config) -> tuple[BinDir, ...]:
+    """Who is asked whether an image may be pulled; nobody where the plugin is disabled."""
+    section = config.plugin(sections.ImageVerifier)
+    if section.URI in config.disabled_plugins:
+        return ()
+    seconds = section.per_verifier_timeout.seconds
+    return (BinDir(section.bin_dir, section.max_verifiers, seconds),)
 
 
 def options(section: sections.Overlayfs | sections.Blockfile) -> dict[str, object]:

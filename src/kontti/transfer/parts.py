@@ -21,6 +21,7 @@ from kontti.transfer.lease import keep, leased
 from kontti.transfer.progress import OnProgress, Reporter, silent
 from kontti.transfer.selection import limit_of, matcher_of
 from kontti.transfer.unpack import Unpacker, hinted, is_unpackable, layers_of
+from kontti.transfer.verifiers import Verifier
 from kontti.values import Descriptor
 
 # of all pulls of a process together
@@ -32,7 +33,7 @@ class Parts:
     """The stores, what applies layers within a scope, and what keeps work from being done twice.
 
     ``slots`` is what all downloads share, ``unpacks`` all that is unpacked. ``differs`` are those
-    that can be asked for by name.
+    that can be asked for by name, ``verifiers`` who is asked whether an image may be pulled.
     """
 
     stores: Stores
@@ -40,6 +41,7 @@ class Parts:
     flights: Flights = field(default_factory=Flights)
     slots: Slots = field(default_factory=lambda: Slots(MAX_DOWNLOADS))
     unpacks: Unpacks = field(default_factory=Unpacks)
+    verifiers: tuple[Verifier, ...] = ()
     differs: Mapping[str, Callable[[Scope], Applier]] = field(default_factory=dict)
 
     def unpacker(self, scope: Scope, options: Unpacking, reporter: Reporter) -> ManifestUnpacker:

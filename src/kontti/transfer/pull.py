@@ -30,6 +30,7 @@ from kontti.transfer.parts import Parts
 from kontti.transfer.progress import OnProgress, Reporter, silent
 from kontti.transfer.records import record_all
 from kontti.transfer.selection import is_wanted, limit_of, matcher_of
+from kontti.transfer.verifiers import verify
 from kontti.values import Descriptor
 
 _DOCUMENTS = frozenset(("index", "manifest"))
@@ -55,6 +56,7 @@ def pull(
     reporter.tell(f"Resolving from OCI Registry ({reference})")
     _, target = resolver.resolve(reference)
     check_target(target)
+    verify(parts.verifiers, name, target)
     with leased(parts.stores, scope, chosen.lease_seconds) as held:
         reporter.tell(f"Pulling from OCI Registry ({reference})")
         reporter.of_image("fetching image content", name, target)
