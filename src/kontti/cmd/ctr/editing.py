@@ -8,19 +8,20 @@ import sys
 import tempfile
 
 from kontti.client.content import RemoteContent
-from kontti.cmd.ctr.content import CHUNK, check
 from kontti.cmd.ctr.grammar import Call, UsageError
 from kontti.cmd.ctr.session import connect
 from kontti.errors import AlreadyExists, FailedPrecondition
 from kontti.linux import process
 from kontti.values import Digest
 
+CHUNK = 1 << 20
+
 
 def edit(call: Call) -> None:
     """Copy a blob to a file, run the editor, take the file in; the blob itself stays."""
     if call.str("validate"):
         raise UsageError("validating the edit result not supported")
-    digest = Digest.parse(check(call.arg(0, "must specify a digest")))
+    digest = Digest.parse(call.arg(0, "must specify a digest"))
     if not call.str("editor"):
         raise UsageError("editor is required")
     with (
