@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
+import zstandard
 
 from tests.support import images
 from tests.support.host import IMAGE, Host, host
@@ -107,6 +109,46 @@ def test_convert_uncompress_runs_and_has_the_same_files(here: Host) -> None:
     remove(here, "docker.io/library/kept:1")
     assert out(here, "run", "--rm", OTHER, "converted", "cat", "/etc/greeting") == "hello\n"
     add(here, images.build(), IMAGE)
+    remove(here, OTHER)
+
+
+def test_convert_to_zstd_runs_and_has_the_same_files(here: Host) -> None:
+    converted = out(here, "images", "convert", "--zstd", IMAGE, OTHER).strip()
+    digest, manifest = manifest_of(here, OTHER)
+    assert digest == converted
+    layers = cast("list[dict[str, str]]", manifest["layers"])
+    assert {layer["mediaType"] for layer in layers} == {
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+    }
+    config = cast("dict[str, str]", manifest["config"])
+    diff_ids = json.loads(blob(here, config["digest"]))["rootfs"]["diff_ids"]
+    unpacked = zstandard.ZstdDecompressor().decompressobj
+    plain = [unpacked().decompress(blob(here, layer["digest"])) for layer in layers]
+    assert [images.digest_of(tar) for tar in plain] == diff_ids
+    # what is zstd stays as it is, and a plain layer is packed
+    again = out(here, "images", "convert", "--zstd", OTHER, OTHER).strip()
+    assert again == converted
+    out(here, "images", "convert", "--uncompress", OTHER, OTHER)
+    assert out(here, "images", "convert", "--zstd", OTHER, OTHER).strip() == converted
+    assert out(here, "run", "--rm", OTHER, "converted", "cat", "/etc/greeting") == "hello\n"
+    both = ("images", "convert", "--zstd", "--uncompress", IMAGE, OTHER)
+    assert "both uncompressed and in zstd" in out(here, *both, code=1)
+    remove(here, OTHER)
+
+
+def test_convert_dockers_layers_to_zstd(here: Host) -> None:
+    add(here, docker_image(), OTHER)
+    for flags, kind in (
+        ((), "application/vnd.docker.image.rootfs.diff.tar.zstd"),
+        (("--oci",), "application/vnd.oci.image.layer.v1.tar+zstd"),
+    ):
+        name = f"{OTHER}{len(flags)}"
+        out(here, "images", "convert", "--zstd", *flags, OTHER, name)
+        _, manifest = manifest_of(here, name)
+        layers = cast("list[dict[str, str]]", manifest["layers"])
+        assert {layer["mediaType"] for layer in layers} == {kind}
+        assert out(here, "run", "--rm", name, "converted", "cat", "/etc/greeting") == "hello\n"
+        remove(here, name)
     remove(here, OTHER)
 
 
@@ -337,9 +379,11 @@ def until(done: Callable[[], bool]) -> None:
 
 def test_a_prune_that_was_killed_stops_no_other(here: Host) -> None:
     """Its lease was one name for all, and for ever."""
-    out(here, "leases", "create", "--id", f"ctr-prune-{here.namespace}")
-    out(here, "content", "prune", "references")
-    out(here, "leases", "rm", f"ctr-prune-{here.namespace}")
+    empty = ("--namespace", "pruned")
+    out(here, *empty, "leases", "create", "--id", "ctr-prune-pruned")
+    out(here, *empty, "content", "prune", "references")
+    assert out(here, *empty, "leases", "ls", "-q") == "ctr-prune-pruned\n"
+    out(here, *empty, "leases", "rm", "ctr-prune-pruned")
 
 
 def test_diff_keep(here: Host) -> None:

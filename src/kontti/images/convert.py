@@ -1,4 +1,4 @@
-"""Images made from images: layers uncompressed, Docker's media types turned into OCI's.
+"""Images made from images: layers uncompressed or in zstd, Docker's media types turned into OCI's.
 
 A document that changes keeps what is not known here of it; fields are in the order of containerd's
 documents, so that the same conversion has the same digest.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from kontti.content.base import Store
 from kontti.content.stream import BlobStream
-from kontti.diff.compression import NONE, decompressed, detect
+from kontti.diff.compression import NONE, ZSTD, compressor, decompressed, detect
 from kontti.diff.media_types import (
     DOCKER_FOREIGN,
     DOCKER_LAYER,
@@ -23,7 +23,7 @@ from kontti.diff.media_types import (
     OCI_LAYER_ZSTD,
     OCI_NONDISTRIBUTABLE,
 )
-from kontti.errors import FailedPrecondition, NotFound
+from kontti.errors import FailedPrecondition, InvalidArgument, NotFound
 from kontti.images import documents as json
 from kontti.images.documents import Json
 from kontti.images.graph import MAX_DEPTH
@@ -60,6 +60,14 @@ _PLAIN = {
     DOCKER_LAYER_ZSTD: DOCKER_LAYER,
     DOCKER_FOREIGN + ".gzip": DOCKER_FOREIGN,
 }
+_ZSTD = {
+    OCI_LAYER: OCI_LAYER_ZSTD,
+    OCI_LAYER_GZIP: OCI_LAYER_ZSTD,
+    OCI_NONDISTRIBUTABLE: OCI_NONDISTRIBUTABLE + "+zstd",
+    OCI_NONDISTRIBUTABLE + "+gzip": OCI_NONDISTRIBUTABLE + "+zstd",
+    DOCKER_LAYER: DOCKER_LAYER_ZSTD,
+    DOCKER_LAYER_GZIP: DOCKER_LAYER_ZSTD,
+}
 _ORDER = (
     "schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject",
     "annotations",
@@ -73,6 +81,11 @@ class Conversion:
     uncompress: bool = False
     oci: bool = False
     platforms: Matcher | None = None
+    zstd: bool = False
+
+    def __post_init__(self) -> None:
+        if self.uncompress and self.zstd:
+            raise InvalidArgument("layers cannot be both uncompressed and in zstd")
 
 
 def convert(store: Store, target: Descriptor, wanted: Conversion) -> Descriptor:
@@ -117,19 +130,26 @@ def _manifest(store: Store, target: Descriptor, wanted: Conversion) -> Descripto
 def _layer(store: Store, layer: Descriptor, wanted: Conversion) -> Descriptor:
     store.info(layer.digest)
     if wanted.uncompress and layer.media_type in _PLAIN:
-        layer = _uncompressed(store, layer)
+        layer = _repacked(store, layer, _PLAIN[layer.media_type], NONE)
+    elif wanted.zstd and layer.media_type in _ZSTD:
+        layer = _repacked(store, layer, _ZSTD[layer.media_type], ZSTD)
     return _renamed(layer, wanted)
 
 
-def _uncompressed(store: Store, layer: Descriptor) -> Descriptor:
-    plain = _PLAIN[layer.media_type]
+def _repacked(store: Store, layer: Descriptor, media_type: str, compression: str) -> Descriptor:
     with store.reader(layer.digest) as reader:
         # Docker's clients call gzipped and plain layers alike
-        if detect(reader.read_at(0, 8)) == NONE:
-            return replace(layer, media_type=plain)
-        ref = f"convert-uncompress-{secrets.token_hex(8)}"
-        made = ingest(store, ref, decompressed(BlobStream(reader).read), 0)
-    return replace(layer, media_type=plain, digest=made.digest, size=made.size)
+        if detect(reader.read_at(0, 8)) == compression:
+            return replace(layer, media_type=media_type)
+        ref = f"convert-{secrets.token_hex(8)}"
+        made = ingest(store, ref, _packed(decompressed(BlobStream(reader).read), compression), 0)
+    return replace(layer, media_type=media_type, digest=made.digest, size=made.size)
+
+
+def _packed(chunks: Iterator[bytes], compression: str) -> Iterator[bytes]:
+    packer = compressor(compression)
+    yield from filter(None, map(packer.compress, chunks))
+    yield packer.flush()
 
 
 def _renamed(descriptor: Descriptor, wanted: Conversion) -> Descriptor:

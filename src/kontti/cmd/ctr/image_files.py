@@ -34,7 +34,8 @@ def convert(call: Call) -> None:
     source = call.arg(0, "src and target image need to be specified")
     target = call.arg(1, "src and target image need to be specified")
     refuse_erofs(call)
-    wanted = Conversion(call.bool("uncompress"), call.bool("oci"), _platforms(call))
+    flags = {name: call.bool(name) for name in ("uncompress", "oci", "zstd")}
+    wanted = Conversion(platforms=_platforms(call), **flags)
     with Remote(call) as remote:
         image = convert_image(remote.stores, remote.scope, source, target, wanted)
     print(image.target.digest)

@@ -264,6 +264,7 @@ COMMANDS = (
             *_PLATFORMS,
             Flag("uncompress", BOOL, "convert tar.gz layers to uncompressed tar layers"),
             Flag("oci", BOOL, "convert Docker media types to OCI media types"),
+            Flag("zstd", BOOL, "convert layers to tar.zstd layers"),
             Flag("erofs"),
             Flag("erofs-compressors"),
             Flag("erofs-mkfs-options"),
