@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from kontti.engine.lock import RootLock
 from kontti.engine.logs import LogKeeper
@@ -47,6 +48,9 @@ from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
 from kontti.transfer.ends import Supported
 from kontti.transfer.local import LocalTransfers, Rates
+
+if TYPE_CHECKING:
+    from kontti.server.debug import DebugServer
 
 log = logging.getLogger(__name__)
 OWN_RUNTIME = "io.containerd.kontti.v1"
@@ -96,6 +100,7 @@ class DaemonSettings:
     opt_path: str = ""
     """Where programs are looked for first; ``ctr install`` puts them there."""
     proxies: tuple[Plugin, ...] = ()
+    debug: Listen | None = None
 
 
 async def serve(settings: DaemonSettings) -> None:
@@ -128,6 +133,8 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
     """The daemon, up inside the block."""
     async with contextlib.AsyncExitStack() as stack:
         stores = await open_stores(settings, stack)
+        if settings.debug is not None:
+            stack.push_async_callback(asyncio.to_thread, serve_debug(settings.debug).close)
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         stack.callback(executor.shutdown)
         stack.callback(GroupWarmer(stores.exchange).close)
@@ -158,6 +165,14 @@ async def running(settings: DaemonSettings) -> AsyncIterator[None]:
             "serving grpc on %s and ttrpc on %s", settings.grpc.address, settings.ttrpc.address
         )
         yield
+
+
+def serve_debug(listen: Listen) -> DebugServer:
+    """The debug socket's server."""
+    # with an HTTP server that few daemons need
+    from kontti.server.debug import DebugServer
+
+    return DebugServer(listen.address, listen.uid, listen.gid)
 
 
 async def serve_grpc(settings: DaemonSettings, parts: Parts, bridge: Bridge) -> GrpcListener:

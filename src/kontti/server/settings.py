@@ -44,9 +44,15 @@ def settings_of(config: Config) -> DaemonSettings:
         required_plugins=config.required_plugins,
         proxies=proxies.rows,
         opt_path=config.plugin(sections.Opt).path,
+        debug=debug_socket(config.plugin(sections.DebugServer)),
         restart_seconds=config.plugin(sections.Restart).interval.seconds,
         transfer=transfer_settings(config.plugin(sections.TransferLocal), proxies),
     )
+
+
+def debug_socket(section: sections.DebugServer) -> Listen | None:
+    """Where the debug socket is, if it is to be."""
+    return Listen(section.address, section.uid, section.gid) if section.address else None
 
 
 def transfer_settings(section: sections.TransferLocal, proxies: Proxies) -> TransferSettings:

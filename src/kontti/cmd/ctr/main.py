@@ -56,6 +56,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("images", ("image", "i"), "manage images", "images"),
     ("leases", (), "manage leases", "leases"),
     ("namespaces", ("namespace", "ns"), "manage namespaces", "namespaces"),
+    ("pprof", (), "profiles of a daemon, from its debug socket", "pprof"),
     ("run", (), "run a container", "run"),
     ("sandboxes", ("sandbox", "sb", "s"), "manage sandboxes", "sandboxes"),
     ("snapshots", ("snapshot",), "manage snapshots", "snapshots"),
