@@ -323,7 +323,9 @@ def test_labels_that_are_only_asked_for_stay(here: Host) -> None:
     for made in ([IMAGE], ["--rootfs", str(here.base)]):
         out(here, "containers", "create", *made, "labelled", "true")
         kept = out(here, "containers", "label", "labelled", "colour=red")
-        assert out(here, "containers", "label", "labelled") == kept
+        # a map of the API has no order
+        again = out(here, "containers", "label", "labelled")
+        assert set(again.strip().split(",")) == set(kept.strip().split(","))
         record = json.loads(out(here, "containers", "info", "labelled"))
         assert (record["Labels"]["colour"], record["Spec"]["process"]["args"]) == ("red", ["true"])
         out(here, "containers", "rm", "labelled")
