@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from kontti.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from kontti.filters import Adaptor, parse_all
+from kontti.filters import Adaptor, field_adaptor, parse_all
 from kontti.metadata import commits
 from kontti.metadata.backing import (
     Backing,
@@ -392,14 +392,5 @@ def _inherited(labels: Mapping[str, str]) -> dict[str, str]:
 
 def adaptor(info: Info) -> Adaptor:
     """Fields for filters: name, parent, kind, labels."""
-
-    def value(path: Sequence[str]) -> tuple[str, bool]:
-        fields = {"name": info.name, "parent": info.parent, "kind": Kind(info.kind).name.lower()}
-        if len(path) == 1 and path[0] in fields:
-            return fields[path[0]], bool(fields[path[0]])
-        if path[0] == "labels" and len(path) > 1:
-            key = ".".join(path[1:])
-            return info.labels.get(key, ""), key in info.labels
-        return "", False
-
-    return value
+    fields = {"name": info.name, "parent": info.parent, "kind": Kind(info.kind).name.lower()}
+    return field_adaptor(fields, {"labels": info.labels})
