@@ -13,7 +13,7 @@ from kontti.runtime.manager import RuntimeSettings
 from kontti.server.daemon import DaemonSettings
 from kontti.server.listen import prepare_socket
 from kontti.server.settings import settings_of
-from kontti.transfer.ends import Supported
+from kontti.transfer.settings import Supported
 from kontti.values import Platform
 from tests.support.shims import short_folder
 

@@ -14,11 +14,11 @@ from kontti.streaming.bytes import pack
 from kontti.transfer.ends import (
     ImageReference,
     ImageStore,
-    Supported,
     UnpackWish,
     name_in_archive,
     supported_for,
 )
+from kontti.transfer.settings import Supported
 from kontti.values import Descriptor, Digest, Platform
 from kontti.wire.messages.types import platform as wire
 from kontti.wire.messages.types.transfer import imagestore

@@ -19,8 +19,8 @@ from kontti.transfer.lazy import (
     LAYER_DIGEST,
     MANIFEST_DIGEST,
     hints,
-    is_told,
 )
+from kontti.transfer.settings import is_told
 from kontti.values import EMPTY, Digest, Mount, check_labels
 from tests.support.images import Image, build
 from tests.support.stores import MemorySnapshots, MemoryStores, sha256

@@ -55,7 +55,7 @@ class RemoteCore:
 
     def is_lazy(self, snapshotter: str) -> bool:
         """Whether the daemon's configuration says so."""
-        from kontti.transfer.lazy import is_told
+        from kontti.transfer.settings import is_told
 
         request = PluginsRequest(filters=[f"type=={SNAPSHOTTER},id=={json.dumps(snapshotter)}"])
         found = self.stores.client(self._scope).unary(PLUGINS, request, PluginsResponse).plugins

@@ -42,15 +42,16 @@ from kontti.server.plugins import CONTENT, OPT, RESTART, Plugin, check_required,
 from kontti.services.introspection import ServerInfo
 from kontti.services.rpc import Bridge
 from kontti.services.table import Backends, all_methods
-from kontti.services.transfer import Transfers
 from kontti.streaming.manager import StreamManager
 from kontti.tasks.manager import TaskManager
 from kontti.tasks.restart import Monitor
-from kontti.transfer.ends import Supported
-from kontti.transfer.local import LocalTransfers, Rates
+from kontti.transfer.settings import Rates, Supported
 
 if TYPE_CHECKING:
     from kontti.server.debug import DebugServer
+
+if TYPE_CHECKING:
+    from kontti.services.transfer import Transfers
 
 log = logging.getLogger(__name__)
 OWN_RUNTIME = "io.containerd.kontti.v1"
@@ -298,7 +299,7 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
         sandboxers=parts.sandboxers,
         streams=parts.streams,
         mounts=parts.mounts,
-        transfers=make_transfers(settings.transfer, parts.stores),
+        transfers=partial(make_transfers, settings.transfer, parts.stores),
         transfer_bridge=parts.transfers,
         server=ServerInfo(server_uuid(settings.stores.root)),
         plugins=plugins,
@@ -307,7 +308,10 @@ def make_backends(settings: DaemonSettings, parts: Parts) -> Backends:
 
 
 def make_transfers(settings: TransferSettings, stores: Stores) -> Transfers:
-    """What the Transfer service adapts."""
+    """What the Transfer service adapts, loaded when it is first asked for."""
+    from kontti.services.transfer import Transfers
+    from kontti.transfer.local import LocalTransfers
+
     parts = stores.transfer_parts()
     local = LocalTransfers(parts, settings.rates, settings.supported, settings.lazy)
     return Transfers(local, settings.directories)

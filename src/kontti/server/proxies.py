@@ -14,7 +14,7 @@ from kontti.errors import InvalidArgument
 from kontti.images.platforms import default, parse
 from kontti.namespaces import Scope
 from kontti.server.plugins import BUILTINS, CONTENT, DIFFER, SNAPSHOTTER, Plugin
-from kontti.transfer.lazy import is_told
+from kontti.transfer.settings import is_told
 
 SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
 TYPES = {"snapshot": SNAPSHOTTER, "content": CONTENT, "diff": DIFFER, "sandbox": SANDBOX_CONTROLLER}

@@ -16,8 +16,7 @@ from kontti.runtime.manager import RuntimeSettings
 from kontti.server.daemon import DaemonSettings, Listen, TransferSettings
 from kontti.server.plugins import BUILTINS, SNAPSHOTTER
 from kontti.server.proxies import WALKING, Proxies
-from kontti.transfer.ends import Supported
-from kontti.transfer.local import Rates
+from kontti.transfer.settings import Rates, Supported
 from kontti.transfer.verifiers import BinDir
 from kontti.values import Platform
 

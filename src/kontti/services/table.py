@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kontti.api.health.v1 import health_pb2
 from kontti.api.services.containers.v1 import containers_pb2
@@ -37,15 +37,19 @@ from kontti.services.introspection import IntrospectionService, PluginRow, Serve
 from kontti.services.leases import LeasesService
 from kontti.services.mounts import MountsService
 from kontti.services.namespaces import NamespacesService
-from kontti.services.rpc import Bridge, Method, methods
+from kontti.services.rpc import Bridge, Context, Method, methods
 from kontti.services.sandboxes import SandboxControllerService, SandboxStoreService
 from kontti.services.snapshots import SnapshotsService
 from kontti.services.streaming import StreamingService
 from kontti.services.tasks import TasksService
-from kontti.services.transfer import Transfers, TransferService
 from kontti.services.version import HealthService, VersionService
 from kontti.streaming.manager import StreamManager
 from kontti.tasks.base import Tasks
+
+if TYPE_CHECKING:
+    from google.protobuf.empty_pb2 import Empty
+
+    from kontti.services.transfer import Transfers, TransferService
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,30 @@ class Backends:
     sandboxers: Mapping[str, Controller]
     streams: StreamManager
     mounts: Mounts
-    transfers: Transfers
+    transfers: Callable[[], Transfers]
     transfer_bridge: Bridge
     server: ServerInfo
     plugins: Callable[[], Sequence[PluginRow]]
     runtime_info: Callable[[str, bytes], bytes]
+
+
+class LaterTransferService:
+    """The Transfer service, loaded with the first transfer: it needs a third of all there is."""
+
+    def __init__(self, backends: Backends) -> None:
+        self._backends = backends
+        self._service: TransferService | None = None
+
+    async def transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
+        if self._service is None:
+            self._service = await self._backends.transfer_bridge.call(self._load)
+        return await self._service.transfer(request, context)
+
+    def _load(self) -> TransferService:
+        from kontti.services.transfer import TransferService
+
+        backends = self._backends
+        return TransferService(backends.transfers(), backends.streams, backends.transfer_bridge)
 
 
 def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
@@ -97,7 +120,7 @@ def all_methods(backends: Backends, bridge: Bridge) -> dict[str, Method]:
         (
             transfer_pb2,
             "Transfer",
-            TransferService(backends.transfers, backends.streams, backends.transfer_bridge),
+            LaterTransferService(backends),
         ),
         (version_pb2, "Version", VersionService()),
         (health_pb2, "Health", HealthService()),

@@ -14,6 +14,7 @@ from kontti.registry.session import Session
 from kontti.transfer.base import Selection
 from kontti.transfer.import_ import has_prefix
 from kontti.transfer.lease import EXPIRE_LABEL
+from kontti.transfer.settings import Supported
 from kontti.values import EMPTY, Descriptor, Platform
 
 PARENT_LABEL = "containerd.io/gc.bref.image"
@@ -152,22 +153,6 @@ class ArchiveWriter:
 
 
 End = Registry | ImageStore | Archive | ArchiveWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Supported:
-    """A platform that is unpacked, and the snapshotter for it.
-
-    ``strict``: images of this architecture only, and not all of the operating system. What
-    follows is as in Unpacking.
-    """
-
-    platform: Platform
-    snapshotter: str
-    strict: bool = False
-    differ: str = ""
-    config_type: str = ""
-    layer_types: tuple[str, ...] = ()
 
 
 def supported_for(

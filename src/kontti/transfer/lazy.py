@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -18,13 +18,6 @@ IMAGE_REF = "containerd.io/snapshot/cri.image-ref"
 MANIFEST_DIGEST = "containerd.io/snapshot/cri.manifest-digest"
 LAYER_DIGEST = "containerd.io/snapshot/cri.layer-digest"
 IMAGE_LAYERS = "containerd.io/snapshot/cri.image-layers"
-ANNOTATIONS_EXPORT = "enable_remote_snapshot_annotations"
-"""What a proxy plugin exports as "true" to be told where layers are."""
-
-
-def is_told(exports: Mapping[str, str]) -> bool:
-    """Whether a snapshotter with these exports is told where layers are."""
-    return exports.get(ANNOTATIONS_EXPORT) == "true"
 
 
 def hints(name: str, manifest: Digest, layers: Sequence[Digest]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kontti.content.base import Store
 from kontti.errors import Unimplemented
@@ -22,7 +22,6 @@ from kontti.transfer.ends import (
     ImageStore,
     NoSuchTransfer,
     Registry,
-    Supported,
     UnpackWish,
     supported_for,
 )
@@ -35,21 +34,13 @@ from kontti.transfer.pull import pull
 from kontti.transfer.push import PushOptions, push
 from kontti.transfer.records import record, record_all
 from kontti.transfer.selection import is_wanted, limit_of, matcher_of
+from kontti.transfer.settings import Rates, Supported
 from kontti.values import Descriptor
 
 log = logging.getLogger(__name__)
 COPY = 256 << 10
 NO_LIMIT = 16
 """How many at once, where a limit of 0 asks for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """How much a transfer does at once; 0 for as much as may be."""
-
-    downloads: int = 3
-    uploads: int = 3
-    fetch_buffer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +51,7 @@ class LocalTransfers:
     """
 
     parts: Parts
-    rates: Rates = Rates()
+    rates: Rates = field(default_factory=Rates)
     supported: tuple[Supported, ...] | None = None
     lazy: frozenset[str] = frozenset()
 
