@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
+from typing import Protocol
 
-from kontti.diff.attributes import copy_xattrs
+from kontti.diff.attributes import copied_xattrs
+from kontti.diff.disk import look_like
+from kontti.diff.files import Files
 from kontti.diff.job import Notes
 from kontti.diff.lowers import Found, Lowers, NeedsParents
 from kontti.diff.trees import within
@@ -19,14 +23,14 @@ from kontti.diff.upper_tree import UpperTree
 # notes travel in a request, of which a worker takes so much (job.MAX_REQUEST)
 MAX_NOTES = 1 << 19
 # makes what is created in a directory different
-_DEFAULT_ACL = "system.posix_acl_default"
+DEFAULT_ACL = "system.posix_acl_default"
 
 
 class AheadTree(UpperTree):
     """An upper directory over parents that are yet to come."""
 
-    def __init__(self) -> None:
-        super().__init__(Lowers((), unknown=True), "")
+    def __init__(self, files: Files) -> None:
+        super().__init__(files, Lowers((), unknown=True), "")
         # the root is there in every tree: the layer need not name it
         self._implied: set[bytes] = {b""}
         self._described: set[bytes] = set()
@@ -36,7 +40,7 @@ class AheadTree(UpperTree):
         if self._lowers.is_gone(path):
             self._fresh(path, mtime)
             return
-        os.mkdir(path, 0o755)
+        self.files.directory(path, 0o755)
         self._implied.add(path)
         self.times[path] = mtime
 
@@ -71,27 +75,66 @@ class AheadTree(UpperTree):
         }
 
 
-def settle(notes: Notes, lowers: Lowers, opaque_xattr: str) -> None:
-    """Do in the current directory what ``notes`` leave to be done; raises NeedsParents."""
-    for text in notes["whiteouts"]:
-        _drop_idle(os.fsencode(text), lowers)
-    for text in notes["opaques"]:
-        os.setxattr(os.fsencode(text), opaque_xattr, b"y", follow_symlinks=False)
-    for text in notes["described"]:
-        _check_described(os.fsencode(text), lowers)
+class Settled(Protocol):
+    """What was extracted ahead, to be brought in line with its parents."""
+
+    def unlink(self, path: bytes) -> None:
+        """Remove what is no directory; the directory that it is in keeps its time."""
+        ...
+
+    def mark_opaque(self, path: bytes) -> None: ...
+
+    def take_after(
+        self, path: bytes, status: os.stat_result, xattrs: Mapping[bytes, bytes]
+    ) -> None:
+        """Give a directory owner, mode and xattrs, and one that is not the root its time."""
+        ...
+
+    def root(self) -> list[int]:
+        """Mode, owner and group of the root."""
+        ...
+
+
+class SettledDisk:
+    """The current directory."""
+
+    def __init__(self, opaque_xattr: str) -> None:
+        self._opaque_xattr = opaque_xattr
+
+    def unlink(self, path: bytes) -> None:
+        directory = path.rpartition(b"/")[0] or b"."
+        before = os.lstat(directory)
+        os.unlink(path)
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns), follow_symlinks=False)
+
+    def mark_opaque(self, path: bytes) -> None:
+        os.setxattr(path, self._opaque_xattr, b"y", follow_symlinks=False)
+
+    def take_after(
+        self, path: bytes, status: os.stat_result, xattrs: Mapping[bytes, bytes]
+    ) -> None:
+        look_like(path or b".", status, xattrs)
+        if path:
+            time = status.st_mtime_ns
+            os.utime(path, ns=(time, time), follow_symlinks=False)
+
+    def root(self) -> list[int]:
+        root = os.stat(b".")
+        return [stat.S_IMODE(root.st_mode), root.st_uid, root.st_gid]
+
+
+def settle(notes: Notes, lowers: Lowers, made: Settled) -> None:
+    """Do to ``made`` what ``notes`` leave to be done; raises NeedsParents."""
+    for path in map(os.fsencode, notes["whiteouts"]):
+        if not lowers.shows(path):
+            made.unlink(path)
+    for path in map(os.fsencode, notes["opaques"]):
+        made.mark_opaque(path)
+    for path in map(os.fsencode, notes["described"]):
+        _check_described(path, lowers)
     # in order, parents come first: what is wrong with one is wrong with all below it
-    for text in notes["implied"]:
-        _take_after(os.fsencode(text), lowers)
-
-
-def _drop_idle(path: bytes, lowers: Lowers) -> None:
-    """Remove a whiteout that hides nothing; its directory keeps its time."""
-    if lowers.shows(path):
-        return
-    directory = path.rpartition(b"/")[0] or b"."
-    before = os.lstat(directory)
-    os.unlink(path)
-    os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns), follow_symlinks=False)
+    for path in map(os.fsencode, notes["implied"]):
+        _take_after(path, lowers, made)
 
 
 def _check_described(path: bytes, lowers: Lowers) -> None:
@@ -101,20 +144,17 @@ def _check_described(path: bytes, lowers: Lowers) -> None:
         _check_plain(path, found, lowers)
 
 
-def _take_after(path: bytes, lowers: Lowers) -> None:
+def _take_after(path: bytes, lowers: Lowers, made: Settled) -> None:
     """Make a directory look as the parents' of that name does."""
     if not path:
-        _look_like(b".", lowers.root())
+        made.take_after(path, lowers.root(), {})
         return
     found = lowers.find(path)
     if found is None:
         return
     _check_plain(path, found, lowers)
-    _look_like(path, found.status)
     with lowers.opened(path) as fd:
-        copy_xattrs(fd, path)
-    time = found.status.st_mtime_ns
-    os.utime(path, ns=(time, time), follow_symlinks=False)
+        made.take_after(path, found.status, copied_xattrs(fd))
 
 
 def _check_plain(path: bytes, found: Found, lowers: Lowers) -> None:
@@ -122,10 +162,5 @@ def _check_plain(path: bytes, found: Found, lowers: Lowers) -> None:
     if not stat.S_ISDIR(found.status.st_mode) or found.status.st_mode & stat.S_ISGID:
         raise NeedsParents(path)
     with lowers.opened(path) as fd:
-        if _DEFAULT_ACL in os.listxattr(fd):
+        if DEFAULT_ACL in os.listxattr(fd):
             raise NeedsParents(path)
-
-
-def _look_like(path: bytes, status: os.stat_result) -> None:
-    os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
-    os.chmod(path, stat.S_IMODE(status.st_mode))

@@ -11,7 +11,7 @@ from kontti.diff.tar import DIRECTORY, REGULAR, Entry
 # 2262: what a 64-bit count of nanoseconds can still say
 _MAX_TIME = (1 << 63) - 1
 # overlayfs keeps its own state in these: a layer that sets them could reach into other layers
-_OVERLAY = (b"trusted.overlay.", b"user.overlay.")
+OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 # set by the kernel's policy, not by layers
 _POLICY = b"security.selinux"
 
@@ -58,7 +58,7 @@ def settle_special(path: bytes, entry: Entry) -> None:
 def set_xattrs(target: int | bytes, entry: Entry) -> None:
     """The entry's xattrs, but for those that this file or file system cannot have."""
     for name, value in (entry.xattrs or {}).items():
-        if not name.startswith(_OVERLAY):
+        if not name.startswith(OVERLAY):
             _set_xattr(target, name, value, entry.kind in (REGULAR, DIRECTORY))
 
 
@@ -87,11 +87,10 @@ def clear_xattrs(path: bytes, keep: frozenset[bytes] = frozenset()) -> None:
 
 def is_copied(name: bytes) -> bool:
     """Whether an xattr belongs to the file rather than to overlayfs or a security policy."""
-    return not name.startswith(_OVERLAY) and name != _POLICY
+    return not name.startswith(OVERLAY) and name != _POLICY
 
 
-def copy_xattrs(fd: int, path: bytes) -> None:
-    """Put the xattrs of the open file ``fd`` on ``path``."""
-    for name in os.listxattr(fd):
-        if is_copied(os.fsencode(name)):
-            os.setxattr(path, name, os.getxattr(fd, name), follow_symlinks=False)
+def copied_xattrs(fd: int) -> dict[bytes, bytes]:
+    """The xattrs of an open file that its copy is to have."""
+    names = map(os.fsencode, os.listxattr(fd))
+    return {name: os.getxattr(fd, name) for name in names if is_copied(name)}

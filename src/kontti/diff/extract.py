@@ -1,4 +1,4 @@
-"""Applies a layer's entries to the tree in the current directory (OCI image spec, layer.md).
+"""Applies a layer's entries to a tree (OCI image spec, layer.md).
 
 Runs chrooted to that tree. A later entry of a name replaces an earlier one. Whiteouts hide what the
 layer's parents have, never what the layer itself brings, wherever they stand in it.
@@ -7,23 +7,14 @@ layer's parents have, never what the layer itself brings, wherever they stand in
 from __future__ import annotations
 
 import errno
-import os
 import posixpath
-import stat
 import sys
 from collections.abc import Callable
-from typing import TypeVar
 
-from kontti.diff.attributes import (
-    bounded_time,
-    clear_xattrs,
-    settle_directory,
-    settle_file,
-    settle_special,
-)
+from kontti.diff.attributes import bounded_time
+from kontti.diff.files import Kind
 from kontti.diff.pax import shown
-from kontti.diff.removal import join, lstat
-from kontti.diff.sparse import Sparse
+from kontti.diff.removal import join
 from kontti.diff.tar import (
     BLOCKDEV,
     CHAR,
@@ -42,8 +33,6 @@ WHITEOUT = b".wh."
 METADATA = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
 
-_T = TypeVar("_T")
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _DENIED = frozenset((errno.EPERM, errno.EACCES, errno.EROFS))
 # the ways in which the names of a layer can be wrong
@@ -63,11 +52,12 @@ def clean(name: bytes) -> bytes:
 
 
 class Extractor:
-    """Writes what a reader gives to a tree."""
+    """Has a tree take what a reader gives."""
 
     def __init__(self, tree: Tree, reader: TarReader, most: int = 0) -> None:
         """``most``: how many entries there may be; 0 for no limit."""
         self._tree = tree
+        self._files = tree.files
         self._reader = reader
         self._most = most or sys.maxsize
         self._makers: dict[bytes, Callable[[Entry, bytes], None]] = {
@@ -81,7 +71,10 @@ class Extractor:
         }
 
     def run(self) -> None:
-        """Apply every entry; raises kontti's errors, naming the entry."""
+        """Apply every entry; raises kontti's errors, naming the entry.
+
+        What follows the archive is left for ``reader.drain``.
+        """
         for number, entry in enumerate(self._reader):
             if number >= self._most:
                 raise ResourceExhausted(f"layer has more than {self._most} entries")
@@ -89,8 +82,8 @@ class Extractor:
                 self._apply(entry)
             except OSError as error:
                 raise failure(entry, error) from error
-        self._set_times()
-        self._reader.drain()
+        for path, time in self._tree.times.items():
+            self._files.set_time(path, time)
 
     def _apply(self, entry: Entry) -> None:
         name = clean(entry.name)
@@ -120,80 +113,47 @@ class Extractor:
         else:
             self._tree.whiteout(join(real, hidden))
 
-    def _fresh(self, path: bytes, make: Callable[[], _T]) -> _T:
+    def _fresh(self, path: bytes, make: Callable[[], None]) -> None:
+        """Make what is no directory."""
         try:
-            return make()
+            make()
         except FileExistsError:
             self._tree.clear(path)
-            return make()
-
-    def _file(self, entry: Entry, path: bytes) -> None:
-        mode = entry.mode & 0o777
-        try:
-            fd = os.open(path, _NEW, mode)
-        except FileExistsError:
-            self._tree.clear(path)
-            fd = os.open(path, _NEW, mode)
-        try:
-            if entry.sparse is not None:
-                self._write_sparse(fd, entry.sparse)
-            elif entry.size:
-                self._write(fd)
-            settle_file(fd, entry)
-        finally:
-            os.close(fd)
+            make()
         self._tree.made(path)
 
-    def _write(self, fd: int) -> None:
-        for view in self._reader.data():
-            while view:
-                view = view[os.write(fd, view) :]
-
-    def _write_sparse(self, fd: int, sparse: Sparse) -> None:
-        views, view = self._reader.data(), memoryview(b"")
-        for offset, left in sparse.parts:
-            while left:
-                view = view or next(views)
-                written = os.pwrite(fd, view[:left], offset)
-                view, offset, left = view[written:], offset + written, left - written
-        os.ftruncate(fd, sparse.size)
+    def _file(self, entry: Entry, path: bytes) -> None:
+        try:
+            self._files.file(entry, path, self._reader)
+        except FileExistsError:
+            self._tree.clear(path)
+            self._files.file(entry, path, self._reader)
+        self._tree.made(path)
 
     def _hard_link(self, entry: Entry, path: bytes) -> None:
         if escapes(entry.link):
             raise InvalidArgument(f"invalid hardlink {shown(entry.name)} -> {shown(entry.link)}")
         source = self._tree.link_source(clean(entry.link))
-        if source == path and lstat(path) is not None:
+        if source == path and self._files.kind(path) is not Kind.NOTHING:
             return
-        self._fresh(path, lambda: os.link(source, path, follow_symlinks=False))
-        self._tree.made(path)
+        self._fresh(path, lambda: self._files.hard_link(source, path))
 
     def _symlink(self, entry: Entry, path: bytes) -> None:
-        self._fresh(path, lambda: os.symlink(entry.link, path))
-        settle_special(path, entry)
-        self._tree.made(path)
+        self._fresh(path, lambda: self._files.symlink(entry, path))
 
     def _device(self, entry: Entry, path: bytes) -> None:
         if entry.kind == CHAR and entry.device == (0, 0):
             # overlayfs's whiteout, left in a layer by a tool that archived an upper directory
             self._tree.whiteout(path)
             return
-        kind = stat.S_IFCHR if entry.kind == CHAR else stat.S_IFBLK
-        device = os.makedev(*entry.device)
-        self._fresh(path, lambda: os.mknod(path, kind | entry.mode & 0o777, device))
-        settle_special(path, entry)
-        self._tree.made(path)
+        self._fresh(path, lambda: self._files.device(entry, path))
 
     def _fifo(self, entry: Entry, path: bytes) -> None:
-        self._fresh(path, lambda: os.mkfifo(path, entry.mode & 0o777))
-        settle_special(path, entry)
-        self._tree.made(path)
+        self._fresh(path, lambda: self._files.fifo(entry, path))
 
     def _directory(self, entry: Entry, path: bytes) -> None:
         fresh = self._make_directory(path, entry.mode & 0o777)
-        target = path or b"."
-        if not fresh:
-            clear_xattrs(target, frozenset(entry.xattrs or ()))
-        settle_directory(target, entry)
+        self._files.describe(path, entry, fresh)
         self._tree.made_directory(path, fresh)
         self._tree.times[path] = bounded_time(entry.mtime)
 
@@ -202,17 +162,13 @@ class Extractor:
         if not path:
             return False
         try:
-            os.mkdir(path, mode)
+            self._files.directory(path, mode)
         except FileExistsError:
-            if stat.S_ISDIR(os.lstat(path).st_mode):
+            if self._files.kind(path) is Kind.DIRECTORY:
                 return False
             self._tree.clear(path)
-            os.mkdir(path, mode)
+            self._files.directory(path, mode)
         return True
-
-    def _set_times(self) -> None:
-        for path, time in self._tree.times.items():
-            os.utime(path or b".", ns=(time, time), follow_symlinks=False)
 
 
 def escapes(target: bytes) -> bool:

@@ -19,6 +19,10 @@ class NeedsParents(Exception):
     """The layer cannot be applied without its parents mounted."""
 
 
+class NeedsFiles(NeedsParents):
+    """The layer has to be extracted to a directory, and cannot be made an image."""
+
+
 class Found:
     """What is at a path in the merged lower directories; ``stack`` has those that merge there."""
 
@@ -43,6 +47,11 @@ class Lowers:
         self._unknown = unknown
         self._hidden: set[bytes] = set()
         self._merged: dict[bytes, Found | None] = {}
+
+    @property
+    def are_none(self) -> bool:
+        """Whether it is known that there are no parents."""
+        return not self._roots and not self._unknown
 
     def hide(self, path: bytes) -> None:
         """From now on parents have nothing at ``path`` or below."""

@@ -11,11 +11,16 @@ import os
 import stat
 from typing import Protocol
 
+from kontti.diff.disk import DiskFiles
+from kontti.diff.files import Files
 from kontti.diff.removal import join, lstat, remove
 
 
 class Tree(Protocol):
     """What the extractor needs to know of the tree it writes to."""
+
+    files: Files
+    """Where what is in the tree goes."""
 
     ready: dict[bytes, bytes]
     """Directories that are there, by the name a layer used, to their real paths."""
@@ -66,6 +71,7 @@ class PlainTree:
     """A tree that shows what its parents have: a plain directory, or a mounted overlay."""
 
     def __init__(self) -> None:
+        self.files: Files = DiskFiles()
         self.ready: dict[bytes, bytes] = {b"": b""}
         # writing into a directory must not leave its time at now
         self.times: dict[bytes, int] = {b"": os.stat(b".").st_mtime_ns}

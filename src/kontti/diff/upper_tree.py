@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import stat
 
-from kontti.diff.attributes import copy_xattrs
-from kontti.diff.lowers import Lowers, NeedsParents, is_whiteout
-from kontti.diff.removal import join, lstat, remove
+from kontti.diff.attributes import copied_xattrs
+from kontti.diff.files import Files, Kind
+from kontti.diff.lowers import Lowers, NeedsParents
+from kontti.diff.removal import join
 from kontti.diff.trees import no_directory, within
 
 
 class UpperTree:
     """An upper directory over ``lowers``, with overlayfs's whiteouts and opaque marks."""
 
-    def __init__(self, lowers: Lowers, opaque_xattr: str) -> None:
+    def __init__(self, files: Files, lowers: Lowers, opaque_xattr: str) -> None:
+        self.files = files
         self.ready: dict[bytes, bytes] = {b"": b""}
-        self.times: dict[bytes, int] = {b"": os.stat(b".").st_mtime_ns}
+        self.times: dict[bytes, int] = {b"": files.root_time()}
         self._lowers = lowers
         self._opaque_xattr = opaque_xattr
         self._whiteouts: set[bytes] = set()
@@ -36,15 +38,15 @@ class UpperTree:
         return path
 
     def _step(self, path: bytes, mtime: int) -> None:
-        status = lstat(path)
-        if status is None:
+        kind = self.files.kind(path)
+        if kind is Kind.NOTHING:
             self._from_lower(path, mtime)
-        elif is_whiteout(status):
+        elif kind is Kind.WHITEOUT:
             self.clear(path)
             self._fresh(path, mtime)
-        elif stat.S_ISLNK(status.st_mode):
+        elif kind is Kind.SYMLINK:
             raise NeedsParents(path)
-        elif not stat.S_ISDIR(status.st_mode):
+        elif kind is not Kind.DIRECTORY:
             raise no_directory(path)
 
     def _from_lower(self, path: bytes, mtime: int) -> None:
@@ -59,26 +61,24 @@ class UpperTree:
             self._copy_up(path, found.status)
 
     def _fresh(self, path: bytes, mtime: int) -> None:
-        os.mkdir(path, 0o755)
+        self.files.directory(path, 0o755)
         self.made_directory(path, True)
         self.times[path] = mtime
 
     def _copy_up(self, path: bytes, status: os.stat_result) -> None:
-        os.mkdir(path, 0o700)
-        os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
-        os.chmod(path, stat.S_IMODE(status.st_mode))
         with self._lowers.opened(path) as fd:
-            copy_xattrs(fd, path)
+            xattrs = copied_xattrs(fd)
+        self.files.copy_up(path, status, xattrs)
         self.times[path] = status.st_mtime_ns
 
     def clear(self, path: bytes) -> None:
-        status = lstat(path)
-        if status is None:
+        kind = self.files.kind(path)
+        if kind is Kind.NOTHING:
             return
-        remove(path)
+        self.files.remove(path)
         self._lowers.hide(path)
         self._whiteouts.discard(path)
-        if stat.S_ISDIR(status.st_mode):
+        if kind is Kind.DIRECTORY:
             self._forget(path)
 
     def _forget(self, directory: bytes) -> None:
@@ -96,36 +96,39 @@ class UpperTree:
             self._mark_opaque(path)
 
     def whiteout(self, path: bytes) -> None:
-        status = lstat(path)
-        if status is None:
+        kind = self.files.kind(path)
+        if kind is Kind.NOTHING:
             self._make_whiteout(path)
-        elif stat.S_ISDIR(status.st_mode):
+        elif kind is Kind.DIRECTORY:
             self.opaque(path)
 
     def _make_whiteout(self, path: bytes) -> None:
         # one that hides nothing would be listed in directories that are not merged
         if self._lowers.shows(path):
-            os.mknod(path, stat.S_IFCHR, 0)
+            self.files.whiteout(path)
             self._whiteouts.add(path)
             self._lowers.hide(path)
 
     def opaque(self, directory: bytes) -> None:
+        if self._lowers.are_none:
+            return
         if not directory:
             # overlayfs merges roots whatever their marks say
             raise NeedsParents(directory)
         self._lowers.hide(directory)
         self._mark_opaque(directory)
         for path in [p for p in self._whiteouts if within(p, directory)]:
-            os.unlink(path)
+            self.files.remove(path)
             self._whiteouts.discard(path)
 
     def _mark_opaque(self, directory: bytes) -> None:
-        os.setxattr(directory, self._opaque_xattr, b"y", follow_symlinks=False)
+        if not self._lowers.are_none:
+            self.files.set_xattr(directory, self._opaque_xattr, b"y")
 
     def link_source(self, target: bytes) -> bytes:
         parent = target.rpartition(b"/")[0]
-        status = lstat(target) if parent in self.ready else None
-        if status is not None and not is_whiteout(status):
+        kind = self.files.kind(target) if parent in self.ready else Kind.NOTHING
+        if kind not in (Kind.NOTHING, Kind.WHITEOUT):
             return target
         # there only in a parent, or nowhere: over the mounted tree the kernel says which
         raise NeedsParents(target)

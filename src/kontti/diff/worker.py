@@ -10,13 +10,13 @@ import errno
 import json
 import os
 import resource
-import stat
 import sys
 from threading import Event, Thread
 from typing import cast
 
-from kontti.diff.ahead import AheadTree, settle
+from kontti.diff.ahead import AheadTree, SettledDisk, settle
 from kontti.diff.compression import READ, Read, Rewound, detect, preload
+from kontti.diff.disk import DiskFiles
 from kontti.diff.extract import Extractor
 from kontti.diff.feed import Feed
 from kontti.diff.flusher import Flusher
@@ -111,7 +111,7 @@ def _apply(job: ApplyJob, rest: bytes) -> Result:
     }
     if isinstance(tree, AheadTree):
         result["notes"] = tree.notes()
-        result["root"] = _root()
+        result["root"] = SettledDisk("").root()
     if job["sync"]:
         _sync()
     return result
@@ -125,19 +125,17 @@ def _lowers(tree: TreeJob) -> Lowers:
 def _tree(job: ApplyJob, lowers: Lowers) -> Tree:
     if job["tree"]["kind"] != "upper":
         return PlainTree()
-    return AheadTree() if job["ahead"] else UpperTree(lowers, job["tree"]["opaque_xattr"])
+    if job["ahead"]:
+        return AheadTree(DiskFiles())
+    return UpperTree(DiskFiles(), lowers, job["tree"]["opaque_xattr"])
 
 
 def _settle(job: SettleJob) -> Result:
     lowers = _lowers(job["tree"])
     change_root(job["tree"])
-    settle(job["notes"], lowers, job["tree"]["opaque_xattr"])
-    return {"root": _root()}
-
-
-def _root() -> list[int]:
-    root = os.stat(b".")
-    return [stat.S_IMODE(root.st_mode), root.st_uid, root.st_gid]
+    made = SettledDisk(job["tree"]["opaque_xattr"])
+    settle(job["notes"], lowers, made)
+    return {"root": made.root()}
 
 
 def _blob_reader(job: ApplyJob, rest: bytes, more: Event) -> Read:
@@ -246,7 +244,9 @@ def _extract(tree: Tree, feed: Feed, most: int) -> None:
     names = os.listxattr(b".")
     try:
         flusher = Flusher()
-        Extractor(tree, TarReader(flusher.watch(feed)), most).run()
+        reader = TarReader(flusher.watch(feed))
+        Extractor(tree, reader, most).run()
+        reader.drain()
         flusher.finish()
     except NeedsParents:
         if isinstance(tree, AheadTree):
