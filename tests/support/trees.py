@@ -122,15 +122,16 @@ def look_at(root: str) -> dict[str, Seen]:
     paths = ["."]
     for parent, names, files in os.walk(root):
         paths += [os.path.relpath(os.path.join(parent, n), root) for n in names + files]
-    inodes: dict[int, list[str]] = {}
+    # over several images the number alone is not unique
+    inodes: dict[tuple[int, int], list[str]] = {}
     for path in paths:
         status = os.lstat(os.path.join(root, path))
         if not stat.S_ISDIR(status.st_mode):
-            inodes.setdefault(status.st_ino, []).append(path)
+            inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
     return {path: _see(root, path, inodes) for path in sorted(paths)}
 
 
-def _see(root: str, path: str, inodes: dict[int, list[str]]) -> Seen:
+def _see(root: str, path: str, inodes: dict[tuple[int, int], list[str]]) -> Seen:
     full = os.path.join(root, path)
     status = os.lstat(full)
     names = os.listxattr(full, follow_symlinks=False)
@@ -145,7 +146,7 @@ def _see(root: str, path: str, inodes: dict[int, list[str]]) -> Seen:
             for name in sorted(names)
             if ".overlay." not in name
         ),
-        tuple(sorted(inodes.get(status.st_ino, [])))
+        tuple(sorted(inodes.get((status.st_dev, status.st_ino), [])))
         if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1
         else (),
     )

@@ -14,9 +14,11 @@ from kontti.diff.base import Ahead, Incoming, Limits, Root
 from kontti.diff.job import ApplyJob, Notes, Result, TreeJob, encode
 from kontti.diff.lowers import NeedsParents
 from kontti.diff.media_types import OCI_LAYER, layer_compression
-from kontti.diff.plan import mount_point, plan_ahead, plan_mounted, plan_tree
+from kontti.diff.plan import image_folder, mount_point, plan_ahead, plan_mounted, plan_tree
 from kontti.diff.workers import Worker, Workers
 from kontti.errors import FailedPrecondition
+from kontti.snapshots.applied import OPAQUE_XATTR
+from kontti.snapshots.directories import tree_errors
 from kontti.values import Descriptor, Digest, Mount
 
 DEADLINE_SECONDS = 3600.0
@@ -35,16 +37,19 @@ class LayerApplier:
         deadline: float = DEADLINE_SECONDS,
         limits: Limits = DEFAULT_LIMITS,
         direct: bool = True,
+        images: str = "",
     ) -> None:
         """``limits``: what a layer may become; ``deadline``: seconds for one.
 
         ``direct`` writes to directories rather than to what is mounted, where that is the same.
+        ``images`` is where snapshots are that take a layer as an image (snapshots.applied).
         """
         self._content = content
         self._workers = workers or Workers()
         self._deadline = deadline
         self._limits = limits
         self._direct = direct
+        self._images = images
 
     def apply(
         self, layer: Descriptor, mounts: Sequence[Mount], sync_fs: bool = False
@@ -53,7 +58,7 @@ class LayerApplier:
         tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
         with self._blob(layer, None) as blob:
             job = self._job(layer, blob, tree, sync_fs)
-            result = self._apply(job, blob, mounts)
+            result = self._apply(layer, job, blob, mounts)
         return self._applied(layer, result)
 
     def apply_incoming(
@@ -67,7 +72,7 @@ class LayerApplier:
         tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
         with self._blob(layer, incoming) as blob:
             job = self._job(layer, blob, tree, sync_fs)
-            result = self._apply(job, blob, mounts)
+            result = self._apply(layer, job, blob, mounts)
         return self._applied(layer, result)
 
     def apply_ahead(
@@ -84,7 +89,9 @@ class LayerApplier:
             raise NeedsParents(b"")
         with self._blob(layer, incoming) as blob:
             job: ApplyJob = {**self._job(layer, blob, tree, sync_fs), "ahead": True}
-            result = self._run(job, blob, time.monotonic() + self._deadline, stopped)
+            result = self._to_image(layer, job, blob, stopped)
+            if result is None or result.get("needs_files"):
+                result = self._run(job, blob, time.monotonic() + self._deadline, stopped)
         if result.get("needs_parents"):
             raise NeedsParents(os.fsencode(result["message"]))
         applied = self._applied(layer, result)
@@ -97,6 +104,11 @@ class LayerApplier:
         if tree is None or over["kind"] != "upper":
             raise NeedsParents(b"")
         tree = {**tree, "lowers": over["lowers"], "opaque_xattr": over["opaque_xattr"]}
+        folder = image_folder(tree, self._images)
+        if folder is not None and folder.has_image():
+            if over["opaque_xattr"] != OPAQUE_XATTR and ahead.opaques:
+                raise NeedsParents(os.fsencode(ahead.opaques[0]))
+            tree["image"] = folder.applied
         notes: Notes = {
             "implied": list(ahead.implied),
             "described": list(ahead.described),
@@ -143,14 +155,48 @@ class LayerApplier:
         _check(layer, result)
         return Descriptor(OCI_LAYER, Digest.parse(result["diff_id"]), result["size"])
 
-    def _apply(self, job: ApplyJob, blob: _Blob, mounts: Sequence[Mount]) -> Result:
+    def _apply(
+        self, layer: Descriptor, job: ApplyJob, blob: _Blob, mounts: Sequence[Mount]
+    ) -> Result:
         deadline = time.monotonic() + self._deadline
-        result = self._run(job, blob, deadline)
+        result = self._to_image(layer, job, blob)
+        if result is None or _falls_back(job, result):
+            result = self._run(job, blob, deadline)
         if result.get("needs_parents"):
             if not job["tree"]["lowers"]:
                 raise FailedPrecondition(f"layer needs its parents at {result['message']!r}")
             again = cast("ApplyJob", {**job, "tree": plan_mounted(mounts)})
             result = self._run(again, blob, deadline)
+        return result
+
+    def _to_image(
+        self,
+        layer: Descriptor,
+        job: ApplyJob,
+        blob: _Blob,
+        stopped: Callable[[], bool] | None = None,
+    ) -> Result | None:
+        """Make an image where the snapshot takes one; None where it does not.
+
+        It has none after a result that says what the layer needs.
+        """
+        folder = image_folder(job["tree"], self._images)
+        if folder is None:
+            return None
+        with tree_errors(folder.path):
+            # what was applied before this layer is to be below it
+            folder.to_files()
+            if not folder.takes_image():
+                return None
+            with folder.draft() as draft:
+                if draft is None:
+                    return None
+                tree: TreeJob = {**job["tree"], "image": draft.path}
+                request = cast("ApplyJob", {**job, "tree": tree})
+                result = self._run(request, blob, time.monotonic() + self._deadline, stopped)
+                if not result.get("needs_parents"):
+                    _check(layer, result)
+                    draft.keep()
         return result
 
     def _run(
@@ -187,6 +233,13 @@ class _Blob:
     path: str | None
     sent: Reader | None = None
     incoming: Incoming | None = None
+
+
+def _falls_back(job: ApplyJob, result: Result) -> bool:
+    """Whether a layer that made no image is to be extracted as if none had been tried."""
+    if not result.get("needs_parents"):
+        return False
+    return result.get("needs_files", False) or not job["tree"]["lowers"]
 
 
 def _chunks(blob: Reader) -> Iterator[bytes]:

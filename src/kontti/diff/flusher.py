@@ -13,17 +13,19 @@ EVERY = 48 << 20
 
 
 class Flusher:
-    """Syncs the file system of the current directory each ``EVERY`` bytes that pass, in a thread.
+    """Syncs each ``EVERY`` bytes that pass, in a thread: the data of the file ``fd`` or, without
+    one, the file system of the current directory.
 
     The sync that makes a layer durable comes later and has less to wait for. It would not see an
     error that came to light here, so ``finish`` raises it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int | None = None) -> None:
         self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._thread: Thread | None = None
         self._error: OSError | None = None
-        self._root = -1
+        self._fd = fd
+        self._opened = -1
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """The chunks, as they are."""
@@ -37,7 +39,8 @@ class Flusher:
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._root = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if self._fd is None:
+                self._opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._thread = Thread(target=self._run, daemon=True)
             self._thread.start()
         if self._wanted.empty():
@@ -46,7 +49,10 @@ class Flusher:
     def _run(self) -> None:
         try:
             while self._wanted.get():
-                libc.syncfs(self._root)
+                if self._fd is None:
+                    libc.syncfs(self._opened)
+                else:
+                    os.fdatasync(self._fd)
         except OSError as error:
             self._error = error
 
@@ -56,6 +62,7 @@ class Flusher:
             return
         self._wanted.put(False)
         self._thread.join()
-        os.close(self._root)
+        if self._fd is None:
+            os.close(self._opened)
         if self._error is not None:
             raise self._error

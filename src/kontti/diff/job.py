@@ -26,12 +26,16 @@ class MountJob(TypedDict):
 
 
 class TreeJob(TypedDict):
-    """A tree: ``kind`` plain or upper at ``root``, or mounted there from ``mounts``."""
+    """A tree: ``kind`` plain or upper at ``root``, or mounted there from ``mounts``.
+
+    Where ``image`` is not "" the tree goes to that file, and ``root`` is only what it begins with.
+    """
 
     kind: str
     root: str
     lowers: list[str]
     opaque_xattr: str
+    image: str
     mounts: list[MountJob]
 
 
@@ -87,11 +91,12 @@ class CompareJob(TypedDict):
 
 
 class Result(TypedDict, total=False):
-    """How a task ended: ``error`` is a gRPC code."""
+    """How a task ended: ``error`` is a gRPC code. ``needs_files`` where an image cannot hold it."""
 
     error: int
     message: str
     needs_parents: bool
+    needs_files: bool
     digest: str
     read: int
     diff_id: str

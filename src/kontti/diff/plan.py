@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kontti.diff.job import TreeJob
+from kontti.snapshots.applied import Folder
 from kontti.values import Mount
 
 
@@ -27,6 +28,14 @@ def plan_ahead(mounts: Sequence[Mount]) -> TreeJob | None:
     if len(mounts) == 1 and not mounts[0].target and _is_bind(mounts[0]):
         return tree("upper", mounts[0].source)
     return None
+
+
+def image_folder(planned: TreeJob, trees: str) -> Folder | None:
+    """The folder of the snapshot that a tree is of, where ``trees`` has those that take images."""
+    folder, name = os.path.split(planned["root"])
+    if not trees or name != "fs" or os.path.dirname(folder) != trees:
+        return None
+    return Folder(folder)
 
 
 def plan_reading(mounts: Sequence[Mount]) -> TreeJob:
@@ -49,7 +58,14 @@ def plan_mounted(mounts: Sequence[Mount]) -> TreeJob:
 
 def tree(kind: str, root: str) -> TreeJob:
     """A tree with nothing else said of it."""
-    return {"kind": kind, "root": root, "lowers": [], "opaque_xattr": "", "mounts": []}
+    return {
+        "kind": kind,
+        "root": root,
+        "lowers": [],
+        "opaque_xattr": "",
+        "image": "",
+        "mounts": [],
+    }
 
 
 @contextmanager

@@ -78,12 +78,18 @@ class Entry:
 class Source:
     """Bytes asked for by count, out of chunks that come as they come."""
 
-    __slots__ = ("_buffer", "_chunks", "_position")
+    __slots__ = ("_before", "_buffer", "_chunks", "_position")
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._buffer = b""
         self._position = 0
+        self._before = 0
+
+    @property
+    def position(self) -> int:
+        """How many bytes were taken."""
+        return self._before + self._position
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes, or fewer where the stream ends."""
@@ -94,6 +100,7 @@ class Source:
             if chunk is None:
                 end = len(self._buffer)
                 break
+            self._before += start
             self._buffer = self._buffer[start:] + chunk
             start, end = 0, count
         self._position = end
@@ -108,6 +115,15 @@ class Source:
         self._position = end
         return view
 
+    def skip(self, count: int) -> None:
+        """Pass over ``count`` bytes; raises InvalidArgument where the stream ends before."""
+        while (there := len(self._buffer) - self._position) < count:
+            count -= there
+            self._position += there
+            if not self._refill():
+                raise InvalidArgument("unexpected EOF in tar entry")
+        self._position += count
+
     def drain(self) -> None:
         """Read to the end of the stream."""
         while self._refill():
@@ -115,6 +131,7 @@ class Source:
 
     def _refill(self) -> bool:
         chunk = next(self._chunks, None)
+        self._before += len(self._buffer)
         self._buffer, self._position = chunk or b"", 0
         return chunk is not None
 
@@ -141,6 +158,11 @@ class TarReader:
                 self._left, self._pad = entry.size, -entry.size % BLOCK
                 yield entry
 
+    @property
+    def position(self) -> int:
+        """How far the archive was read: where the current entry's data is, before it is read."""
+        return self._source.position
+
     def data(self) -> Iterator[memoryview]:
         """The current entry's data, as far as it was not read."""
         while self._left:
@@ -153,8 +175,9 @@ class TarReader:
         self._source.drain()
 
     def _next_header(self) -> bytes:
-        for _ in self.data():
-            pass
+        if self._left:
+            self._source.skip(self._left)
+            self._left = 0
         if self._pad:
             self._source.take(self._pad)
         block = self._source.take(BLOCK)

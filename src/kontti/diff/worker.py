@@ -14,12 +14,15 @@ import sys
 from threading import Event, Thread
 from typing import cast
 
-from kontti.diff.ahead import AheadTree, SettledDisk, settle
+from kontti.diff.ahead import AheadTree, Settled, SettledDisk, settle
 from kontti.diff.compression import READ, Read, Rewound, detect, preload
 from kontti.diff.disk import DiskFiles
 from kontti.diff.extract import Extractor
 from kontti.diff.feed import Feed
+from kontti.diff.files import Files
 from kontti.diff.flusher import Flusher
+from kontti.diff.image import ImageFiles
+from kontti.diff.image_file import ImageWriter, SettledImage
 from kontti.diff.job import (
     END,
     ApplyJob,
@@ -30,13 +33,14 @@ from kontti.diff.job import (
     TreeJob,
     read_request,
 )
-from kontti.diff.lowers import Lowers, NeedsParents
+from kontti.diff.lowers import Lowers, NeedsFiles, NeedsParents
 from kontti.diff.removal import empty
 from kontti.diff.tar import TarReader
 from kontti.diff.trees import PlainTree, Tree
 from kontti.diff.upper_tree import UpperTree
 from kontti.errors import Error, Internal, NotFound, ResourceExhausted
 from kontti.linux import libc
+from kontti.snapshots.applied import OPAQUE_XATTR
 
 # each directory of a layer is remembered: one that has millions must not take all there is
 MAX_MEMORY = 4 << 30
@@ -71,7 +75,11 @@ def _perform(request: Request, rest: bytes) -> Result:
             return _settle(cast("SettleJob", request))
         return _apply(cast("ApplyJob", request), rest)
     except NeedsParents as needed:
-        return {"needs_parents": True, "message": os.fsdecode(needed.args[0])}
+        return {
+            "needs_parents": True,
+            "needs_files": isinstance(needed, NeedsFiles),
+            "message": os.fsdecode(needed.args[0]),
+        }
     except Error as error:
         return {"error": error.code, "message": error.message}
     except OSError as error:
@@ -99,41 +107,48 @@ def _apply(job: ApplyJob, rest: bytes) -> Result:
     compression = job["compression"] or detect(head)
     preload(compression)
     lowers = _lowers(job["tree"])
+    image = _open_image(job["tree"])
     change_root(job["tree"])
-    tree = _tree(job, lowers)
     feed = Feed(Rewound(head, read).read, compression, job["algorithm"], job["limit"])
-    _extract(tree, feed, job["entries"])
+    if image is None:
+        made = _extract(_tree(job, DiskFiles(), lowers), feed, job["entries"])
+    else:
+        made = _make_image(job, image, lowers, feed)
     result: Result = {
         "digest": feed.digest,
         "read": feed.read,
         "diff_id": feed.diff_id,
         "size": feed.size,
+        **made,
     }
-    if isinstance(tree, AheadTree):
-        result["notes"] = tree.notes()
-        result["root"] = SettledDisk("").root()
     if job["sync"]:
-        _sync()
+        _sync(image)
     return result
 
 
 def _lowers(tree: TreeJob) -> Lowers:
     roots = [os.open(lower, _DIRECTORY) for lower in tree["lowers"]]
-    return Lowers(roots, unknown=not roots)
+    return Lowers(roots, unknown=tree["kind"] == "upper" and not roots)
 
 
-def _tree(job: ApplyJob, lowers: Lowers) -> Tree:
-    if job["tree"]["kind"] != "upper":
-        return PlainTree()
+def _open_image(tree: TreeJob) -> int | None:
+    return os.open(tree["image"], os.O_RDWR | os.O_CLOEXEC) if tree["image"] else None
+
+
+def _tree(job: ApplyJob, files: Files, lowers: Lowers) -> Tree:
     if job["ahead"]:
-        return AheadTree(DiskFiles())
-    return UpperTree(DiskFiles(), lowers, job["tree"]["opaque_xattr"])
+        return AheadTree(files)
+    if job["tree"]["kind"] != "upper" and not job["tree"]["image"]:
+        return PlainTree()
+    return UpperTree(files, lowers, job["tree"]["opaque_xattr"])
 
 
 def _settle(job: SettleJob) -> Result:
     lowers = _lowers(job["tree"])
+    image = _open_image(job["tree"])
     change_root(job["tree"])
-    made = SettledDisk(job["tree"]["opaque_xattr"])
+    disk = SettledDisk(job["tree"]["opaque_xattr"])
+    made: Settled = disk if image is None else SettledImage(image)
     settle(job["notes"], lowers, made)
     return {"root": made.root()}
 
@@ -239,7 +254,7 @@ def _watch_input(more: Event) -> None:
     os._exit(1)
 
 
-def _extract(tree: Tree, feed: Feed, most: int) -> None:
+def _extract(tree: Tree, feed: Feed, most: int) -> Result:
     before = os.stat(b".")
     names = os.listxattr(b".")
     try:
@@ -255,6 +270,29 @@ def _extract(tree: Tree, feed: Feed, most: int) -> None:
         empty(b".")
         _restore(before, names)
         raise
+    if isinstance(tree, AheadTree):
+        return {"notes": tree.notes(), "root": SettledDisk("").root()}
+    return {}
+
+
+def _make_image(job: ApplyJob, fd: int, lowers: Lowers, feed: Feed) -> Result:
+    files = ImageFiles(os.stat(b"."))
+    tree = _tree(job, files, lowers)
+    writer, flusher = ImageWriter(fd), Flusher(fd)
+    reader = TarReader(flusher.watch(writer.watch(feed)))
+    Extractor(tree, reader, job["entries"]).run()
+    writer.archive_ended()
+    reader.drain()
+    result: Result = {}
+    if isinstance(tree, AheadTree):
+        result = {"notes": tree.notes()}
+        for path in map(os.fsencode, result["notes"]["opaques"]):
+            files.set_xattr(path, OPAQUE_XATTR, b"y")
+    writer.finish(files)
+    flusher.finish()
+    if result:
+        result["root"] = SettledImage(fd).root()
+    return result
 
 
 def _restore(before: os.stat_result, names: list[str]) -> None:
@@ -266,7 +304,10 @@ def _restore(before: os.stat_result, names: list[str]) -> None:
     os.utime(b".", ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _sync() -> None:
+def _sync(image: int | None) -> None:
+    if image is not None:
+        os.fsync(image)
+        return
     root = os.open(b".", _DIRECTORY)
     try:
         libc.syncfs(root)

@@ -209,7 +209,10 @@ class Stores:
         from kontti.diff.chain import FirstApplier
 
         content = self.metadata.content(scope)
-        ours = LayerApplier(content, self.workers, limits=self.settings.limits)
+        erofs_store = self.snapshotters.get("erofs")
+        images = erofs_store.trees if isinstance(erofs_store, ErofsSnapshotter) else ""
+        limits = self.settings.limits
+        ours = LayerApplier(content, self.workers, limits=limits, images=images)
         differs = [make(scope) if make else ours for make in makers]
         return differs[0] if len(differs) == 1 else FirstApplier(differs)
 

@@ -26,6 +26,15 @@ def fsync_dir(path: str) -> None:
         os.close(fd)
 
 
+def fsync_file(path: str) -> None:
+    """Make a file's data and size durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
     """Put ``data`` at ``path``: a reader sees the old file or the new one, also after a crash."""
     # of this call alone: two threads may write the same file

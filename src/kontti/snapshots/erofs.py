@@ -4,6 +4,9 @@
 <root>/snapshots/<number>/work         overlayfs's work directory, for active snapshots
 <root>/snapshots/<number>/layer.erofs  a committed snapshot's own files
 
+A layer that an unpacker has applied may have come as an image already (kontti.snapshots.applied):
+its commit has nothing to build.
+
 Images are mounted when somebody first wants them, and stay so: what is mounted over them are plain
 overlays, as the overlayfs snapshotter's, so every client and shim can mount them.
 """
@@ -20,9 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from kontti.errors import Error, ResourceExhausted, Unimplemented
 from kontti.linux import fs, libc, mounts, overlays, process
 from kontti.snapshots import overlay
-from kontti.snapshots.base import Info, Kind
+from kontti.snapshots.applied import Folder, is_unpackers
+from kontti.snapshots.base import Info, Kind, Usage
 from kontti.snapshots.directories import tree_errors
-from kontti.snapshots.erofs_build import write_image
+from kontti.snapshots.erofs_build import image_usage, write_image
 from kontti.snapshots.overlay import OverlaySnapshotter
 from kontti.snapshots.records import Record
 from kontti.values import EMPTY, Mount
@@ -46,28 +50,69 @@ class ErofsSnapshotter(OverlaySnapshotter):
         """A committed snapshot's image."""
         return os.path.join(self.path(number), IMAGE)
 
+    def folder(self, number: int) -> Folder:
+        """Where a layer may come to as an image."""
+        return Folder(self.path(number))
+
+    def make(self, info: Info, number: int, parents: list[int]) -> None:
+        """As overlayfs's, over parents that are mounted; a mark for an unpacker's."""
+        self._mount_images(parents)
+        super().make(info, number, parents)
+        if info.kind is Kind.ACTIVE and is_unpackers(info.name):
+            self.folder(number).mark()
+
+    def mounts(self, key: str) -> list[Mount]:
+        """As elsewhere; what came as an image is made files, for who wants to see it now."""
+        record = self.records.get(key)
+        if record.info.kind is Kind.ACTIVE:
+            with tree_errors(f"snapshot {key}"):
+                self.folder(record.id).to_files()
+        return super().mounts(key)
+
+    def _measure(self, record: Record) -> Usage:
+        if record.info.kind is Kind.ACTIVE and os.path.exists(self.folder(record.id).applied):
+            with tree_errors(f"snapshot {record.info.name}"):
+                return image_usage(self.folder(record.id).applied)
+        return super()._measure(record)
+
     def commit(
         self, name: str, key: str, labels: Mapping[str, str] = EMPTY, parent: str | None = None
     ) -> None:
-        """As elsewhere; the image is made and durable before the record is."""
-        record = self.records.get(key)
-        if record.info.kind is Kind.ACTIVE and not os.path.exists(self.image(record.id)):
-            self._build(record)
-        super().commit(name, key, labels, parent)
+        """As elsewhere; the image is there and durable before the record is."""
+        record, usage = self.records.get(key), Usage()
+        if record.info.kind is Kind.ACTIVE:
+            usage = self._make_image(record)
+        self.records.commit(name, record, labels, usage, parent)
+        self.folder(record.id).forget()
         if not self._in_use(record.id):
             self._make_mount_point(record.id)
+
+    def _make_image(self, record: Record) -> Usage:
+        """Give an active snapshot its image, durable; what that takes."""
+        image, folder = self.image(record.id), self.folder(record.id)
+        with tree_errors(f"snapshot {record.info.name}"):
+            if folder.has_image():
+                # a second name: where the commit fails the snapshot still has its layer
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(image)
+                os.link(folder.applied, image)
+                fs.fsync_file(image)
+            else:
+                folder.to_files()
+                self._build(record)
+            fs.fsync_dir(self.path(record.id))
+            fs.fsync_dir(self.trees)
+            return image_usage(image)
 
     def _build(self, record: Record) -> None:
         draft = f"{self.image(record.id)}.new"
         argv = [*process.interpreter(_BUILD), self.tree(record.id), draft]
-        with tree_errors(f"snapshot {record.info.name}"):
-            done = process.run(argv, timeout=BUILD_SECONDS)
-            if done.returncode:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(draft)
-                raise _build_error(record, done.stderr.decode(errors="replace").strip())
-            os.rename(draft, self.image(record.id))
-            fs.fsync_dir(self.path(record.id))
+        done = process.run(argv, timeout=BUILD_SECONDS)
+        if done.returncode:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
+            raise _build_error(record, done.stderr.decode(errors="replace").strip())
+        os.rename(draft, self.image(record.id))
 
     def _make_mount_point(self, number: int) -> None:
         """Empty a committed snapshot's directory: its files are in the image."""
@@ -82,11 +127,6 @@ class ErofsSnapshotter(OverlaySnapshotter):
     def _mounts(self, record: Record, parents: list[int]) -> list[Mount]:
         self._mount_images(parents)
         return super()._mounts(record, parents)
-
-    def make(self, info: Info, number: int, parents: list[int]) -> None:
-        """As overlayfs's, over parents that are mounted."""
-        self._mount_images(parents)
-        super().make(info, number, parents)
 
     def _mount_images(self, numbers: Iterable[int]) -> None:
         with self._mounting, tree_errors(self.trees):
@@ -117,6 +157,9 @@ class ErofsSnapshotter(OverlaySnapshotter):
         record = self.records.get(name)
         if record.info.kind is Kind.COMMITTED:
             self._mount_images([record.id])
+        else:
+            with tree_errors(f"snapshot {name}"):
+                self.folder(record.id).to_files()
         return self.tree(record.id)
 
     def damage(self, name: str) -> str:
@@ -132,7 +175,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
     def replace(self, name: str, key: str) -> None:
         """Give committed ``name`` an image of the files of active ``key``."""
         old, new = self.records.get(name), self.records.get(key)
-        self._build(new)
+        self._make_image(new)
         with self.records.lock, self._mounting, tree_errors(f"snapshot {name}"):
             os.makedirs(self.tree(old.id), mode=0o700, exist_ok=True)
             self._unmount(self.tree(old.id))

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 
 from kontti.errors import Error
 from kontti.linux import fs
-from kontti.wire.erofs import DATA_START, SUPERBLOCK_OFFSET, Inode, Layout, aligned, device
+from kontti.snapshots.base import Usage
+from kontti.wire.erofs import (
+    DATA_START,
+    SUPERBLOCK,
+    SUPERBLOCK_OFFSET,
+    Inode,
+    Layout,
+    aligned,
+    device,
+)
+from kontti.wire.erofs_read import parse_superblock
 
 # overlayfs's own notes about an upper directory, which mean nothing in a lower one
 _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
@@ -108,6 +118,16 @@ def write_image(source: str, target: str) -> None:
         builder = Builder(fd)
         builder.finish(builder.tree(source))
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def image_usage(path: str) -> Usage:
+    """What an image takes, and how many files it has; raises OSError, InvalidArgument."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        superblock = parse_superblock(os.pread(fd, SUPERBLOCK.size, SUPERBLOCK_OFFSET))
+        return Usage(os.fstat(fd).st_blocks * 512, superblock.inodes)
     finally:
         os.close(fd)
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import stat
 from struct import Struct
+from types import MappingProxyType
 
 from kontti.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 BLOCK = 512
 DATA_START = 4096
@@ -31,12 +32,14 @@ PREFIXES = (
     (b"security.", 6),
 )
 """Attributes that an image can hold, and the number that stands for what they begin with."""
-_MAGIC, _BLOCK_BITS, _EXTENDED = 0xE0F5E1E2, 9, 1
+MAGIC, _BLOCK_BITS, _EXTENDED = 0xE0F5E1E2, 9, 1
+EMPTY: Mapping[bytes, bytes] = MappingProxyType({})
+_TYPE = 0o170000
 _SLOT, _INODE_SIZE, _XATTR_HEAD = 32, 64, bytes(12)
-_INODE = Struct("<HHHHQIIIIQII16x")
-_DIRENT = Struct("<QHBx")
+INODE = Struct("<HHHHQIIIIQII16x")
+DIRENT = Struct("<QHBx")
 _XATTR = Struct("<BBH")
-_SUPERBLOCK = Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
+SUPERBLOCK = Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
 _MASK64 = (1 << 64) - 1
 _TYPES = {
     stat.S_IFREG: 1,
@@ -58,7 +61,14 @@ class Inode:
         "uid", "xattrs",
     )  # fmt: skip
 
-    def __init__(self, mode: int, uid: int = 0, gid: int = 0, mtime: int = 0) -> None:
+    def __init__(
+        self,
+        mode: int,
+        uid: int = 0,
+        gid: int = 0,
+        mtime: int = 0,
+        xattrs: Mapping[bytes, bytes] = EMPTY,
+    ) -> None:
         self.mode = mode
         self.uid = uid
         self.gid = gid
@@ -68,9 +78,13 @@ class Inode:
         self.rdev = 0
         self.nlink = 0
         self.link = b""
-        self.xattrs: dict[bytes, bytes] = {}
-        self.children: dict[bytes, Inode] = {}
+        self.xattrs = xattrs
+        # what is no directory has none: there may be millions
+        self.children: dict[bytes, Inode] = {} if mode & _TYPE == stat.S_IFDIR else _CHILDLESS
         self.slot = 0
+
+
+_CHILDLESS: dict[bytes, Inode] = {}
 
 
 def device(major: int, minor: int) -> int:
@@ -93,38 +107,50 @@ class Layout:
         self.start = aligned(start)
         self._root = root
         self._directories: list[tuple[Inode, Inode]] = []
-        self._inodes = self._number(root)
+        self._links: list[Inode] = []
         self._bodies: list[bytes] = []
-        end = self.start + aligned(self._table_size)
+        # no inode has the number 0
+        self._end = _INODE_SIZE
+        self._inodes = self._number(root)
+        end = self.start + aligned(self._end)
         for directory, parent in self._directories:
-            end = self._place(directory, directory_body(directory, parent), end)
-        for inode in self._inodes:
-            if stat.S_ISLNK(inode.mode):
-                end = self._place(inode, inode.link, end)
+            entries = [(b".", directory), (b"..", parent), *directory.children.items()]
+            end = self._place(directory, directory_body(map(_entry, entries)), end)
+        for inode in self._links:
+            end = self._place(inode, inode.link, end)
         self.size = aligned(end, DATA_START)
         if self.size // BLOCK > MAX_BLOCKS:
             raise InvalidArgument(f"erofs: an image of {self.size} bytes is too large")
 
     def _number(self, root: Inode) -> list[Inode]:
         """Give each inode its slot, a hard link's once, and count the names of each."""
-        found: list[Inode] = []
-        position = _INODE_SIZE  # no inode has the number 0
-        stack = [(root, root)]
-        while stack:
-            inode, parent = stack.pop()
-            inode.nlink += 1
-            if inode.slot:
-                continue
-            inode.slot = position // _SLOT
-            position += _INODE_SIZE + aligned(len(xattr_body(inode)), _INODE_SIZE)
-            found.append(inode)
-            if stat.S_ISDIR(inode.mode):
-                self._directories.append((inode, parent))
-                inode.nlink += 1
-                parent.nlink += parent is not inode
-                stack.extend((child, inode) for child in inode.children.values())
-        self._table_size = position
+        found = [root]
+        self._take_slot(root)
+        root.nlink += 2
+        pending = [(root, root)]
+        while pending:
+            directory, parent = pending.pop()
+            self._directories.append((directory, parent))
+            for child in directory.children.values():
+                child.nlink += 1
+                if child.slot:
+                    continue
+                self._take_slot(child)
+                found.append(child)
+                kind = child.mode & _TYPE
+                if kind == stat.S_IFDIR:
+                    child.nlink += 1
+                    directory.nlink += 1
+                    pending.append((child, directory))
+                elif kind == stat.S_IFLNK:
+                    self._links.append(child)
         return found
+
+    def _take_slot(self, inode: Inode) -> None:
+        inode.slot = self._end // _SLOT
+        self._end += _INODE_SIZE
+        if inode.xattrs:
+            self._end += aligned(len(xattr_body(inode)), _INODE_SIZE)
 
     def _place(self, inode: Inode, body: bytes, end: int) -> int:
         inode.offset, inode.size = end, len(body)
@@ -136,23 +162,24 @@ class Layout:
         yield bytes(_INODE_SIZE)
         for number, inode in enumerate(self._inodes, 1):
             yield inode_body(inode, number)
-        yield bytes(aligned(self._table_size) - self._table_size)
+        yield bytes(aligned(self._end) - self._end)
         yield from self._bodies
 
     def superblock(self, uuid: bytes) -> bytes:
         """What is to be written at SUPERBLOCK_OFFSET; ``uuid`` has 16 bytes."""
-        return _SUPERBLOCK.pack(
-            _MAGIC, 0, 0, _BLOCK_BITS, 0, self._root.slot, len(self._inodes), 0, 0,
+        return SUPERBLOCK.pack(
+            MAGIC, 0, 0, _BLOCK_BITS, 0, self._root.slot, len(self._inodes), 0, 0,
             self.size // BLOCK, self.start // BLOCK, 0, uuid, b"", 0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
 
 
 def inode_body(inode: Inode, number: int) -> bytes:
     """An inode with its attributes."""
-    xattrs = xattr_body(inode)
-    kind = stat.S_IFMT(inode.mode)
+    xattrs = xattr_body(inode) if inode.xattrs else b""
+    kind = inode.mode & _TYPE
+    seconds, nanoseconds = divmod(inode.mtime, 10**9)
     place = inode.offset // BLOCK if inode.size else 0
-    head = _INODE.pack(
+    head = INODE.pack(
         _EXTENDED,
         (len(xattrs) - len(_XATTR_HEAD)) // 4 + 1 if xattrs else 0,
         inode.mode,
@@ -162,11 +189,11 @@ def inode_body(inode: Inode, number: int) -> bytes:
         number & 0xFFFFFFFF,
         inode.uid,
         inode.gid,
-        (inode.mtime // 10**9) & _MASK64,
-        inode.mtime % 10**9,
+        seconds & _MASK64,
+        nanoseconds,
         inode.nlink,
     )
-    return head + xattrs.ljust(aligned(len(xattrs), _INODE_SIZE), b"\0")
+    return head + xattrs.ljust(aligned(len(xattrs), _INODE_SIZE), b"\0") if xattrs else head
 
 
 def xattr_body(inode: Inode) -> bytes:
@@ -187,28 +214,33 @@ def xattr_body(inode: Inode) -> bytes:
     return _XATTR_HEAD + body if body else b""
 
 
-def directory_body(directory: Inode, parent: Inode) -> bytes:
-    """A directory's blocks: in each the entries, then their names, all in the order of names."""
-    entries = sorted([(b".", directory), (b"..", parent), *directory.children.items()])
+def directory_body(entries: Iterable[tuple[bytes, int, int]]) -> bytes:
+    """A directory's blocks of names, slots and types: in each the entries, then their names, all
+    in the order of names."""
     blocks: list[bytes] = []
-    pending: list[tuple[bytes, Inode]] = []
+    pending: list[tuple[bytes, int, int]] = []
     used = 0
-    for name, inode in entries:
-        size = _DIRENT.size + len(name)
-        if not name or size > BLOCK:
-            raise InvalidArgument(f"erofs: a name of {len(name)} bytes")
+    for entry in sorted(entries):
+        size = DIRENT.size + len(entry[0])
+        if not entry[0] or size > BLOCK:
+            raise InvalidArgument(f"erofs: a name of {len(entry[0])} bytes")
         if used + size > BLOCK:
             blocks.append(_block(pending).ljust(BLOCK, b"\0"))
             pending, used = [], 0
-        pending.append((name, inode))
+        pending.append(entry)
         used += size
     return b"".join((*blocks, _block(pending)))
 
 
-def _block(entries: list[tuple[bytes, Inode]]) -> bytes:
-    offset = _DIRENT.size * len(entries)
-    heads = b""
-    for name, inode in entries:
-        heads += _DIRENT.pack(inode.slot, offset, _TYPES[stat.S_IFMT(inode.mode)])
+def _entry(named: tuple[bytes, Inode]) -> tuple[bytes, int, int]:
+    name, inode = named
+    return name, inode.slot, _TYPES[inode.mode & _TYPE]
+
+
+def _block(entries: list[tuple[bytes, int, int]]) -> bytes:
+    offset = DIRENT.size * len(entries)
+    parts = []
+    for name, slot, kind in entries:
+        parts.append(DIRENT.pack(slot, offset, kind))
         offset += len(name)
-    return heads + b"".join(name for name, _ in entries)
+    return b"".join(parts) + b"".join(entry[0] for entry in entries)
