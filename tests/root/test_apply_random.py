@@ -6,6 +6,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from kontti.diff.differ import WalkingDiffer
 from kontti.errors import Error
 from kontti.values import Descriptor
 from tests.support.images import Entry
-from tests.support.trees import Chain, Seen
+from tests.support.trees import Chain, ImageChain, Seen
 
 pytestmark = pytest.mark.root
 
@@ -52,6 +53,10 @@ class AheadChain(Chain):
         return super().apply(entries)
 
 
+class AheadImageChain(AheadChain, ImageChain):
+    """The same, of images."""
+
+
 LAYERS = st.lists(st.lists(entries(), max_size=6), min_size=2, max_size=3)
 
 
@@ -81,6 +86,9 @@ def test_all_ways_agree(layers: list[list[Entry]]) -> None:
         mounted = Chain(root / "mounted", LayerApplier(store, direct=False), store)
         assert direct == outcome(mounted, layers)
         assert direct == outcome(AheadChain(root / "ahead", LayerApplier(store), store), layers)
+        for kind in (ImageChain, AheadImageChain):
+            with closing(kind(root / kind.__name__, store)) as images:
+                assert direct == outcome(images, layers)
         if tree:
             assert_made_again(root, store, chain, tree)
 

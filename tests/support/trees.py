@@ -19,7 +19,8 @@ from kontti.diff.applier import LayerApplier
 from kontti.diff.lowers import NeedsParents
 from kontti.diff.media_types import OCI_LAYER_GZIP
 from kontti.images.ingest import ingest
-from kontti.linux.mounts import mounted
+from kontti.linux.mounts import mount_one, mounted, unmount_all
+from kontti.snapshots.applied import APPLIED, Folder
 from kontti.values import Descriptor, Digest, Mount
 from tests.support.images import Entry, directory, layer, symlink
 
@@ -109,6 +110,51 @@ class Chain:
     def tree(self) -> dict[str, Seen]:
         """What all layers show together."""
         return look(self.view())
+
+
+class ImageChain(Chain):
+    """Layers applied to folders that take images, as the erofs snapshotter has them.
+
+    ``images`` counts those that became one; they stay mounted until ``close``.
+    """
+
+    def __init__(self, root: Path, store: Store, **options: Any) -> None:
+        self._trees = root / "snapshots"
+        applier = LayerApplier(store, images=str(self._trees), **options)
+        super().__init__(self._trees, applier, store)
+        self.images = 0
+
+    def mounts(self) -> list[Mount]:
+        mounts = super().mounts()
+        Folder(str(self._top())).mark()
+        return mounts
+
+    def _top(self) -> Path:
+        return self.root / str(len(self.layers))
+
+    def apply(self, entries: Iterable[Entry]) -> Descriptor:
+        top = self._top()
+        applied = super().apply(entries)
+        self._show(top)
+        return applied
+
+    def apply_ahead(self, entries: Iterable[Entry]) -> bool:
+        top = self._top()
+        done = super().apply_ahead(entries)
+        if done:
+            self._show(top)
+        return done
+
+    def _show(self, top: Path) -> None:
+        image = top / APPLIED
+        if image.exists():
+            assert os.listdir(top / "fs") == []
+            mount_one(Mount("erofs", str(image), ("ro",)), str(top / "fs"))
+            self.images += 1
+
+    def close(self) -> None:
+        for path in self.layers:
+            unmount_all(str(path))
 
 
 def look(mounts: Sequence[Mount]) -> dict[str, Seen]:

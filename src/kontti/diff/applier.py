@@ -17,8 +17,8 @@ from kontti.diff.media_types import OCI_LAYER, layer_compression
 from kontti.diff.plan import image_folder, mount_point, plan_ahead, plan_mounted, plan_tree
 from kontti.diff.workers import Worker, Workers
 from kontti.errors import FailedPrecondition
-from kontti.snapshots.applied import OPAQUE_XATTR
 from kontti.snapshots.directories import tree_errors
+from kontti.snapshots.erofs_image import OPAQUE_XATTR
 from kontti.values import Descriptor, Digest, Mount
 
 DEADLINE_SECONDS = 3600.0

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from kontti.diff.image import ImageFiles
 from kontti.diff.lowers import NeedsParents
 from kontti.diff.sparse import Sparse
-from kontti.snapshots.erofs_build import write_metadata
+from kontti.snapshots.erofs_image import write_metadata
 from kontti.wire.erofs import (
     DATA_START,
     SUPERBLOCK,

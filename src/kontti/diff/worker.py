@@ -7,6 +7,7 @@ layer's entries. Everything is opened and imported before that.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -40,7 +41,7 @@ from kontti.diff.trees import PlainTree, Tree
 from kontti.diff.upper_tree import UpperTree
 from kontti.errors import Error, Internal, NotFound, ResourceExhausted
 from kontti.linux import libc
-from kontti.snapshots.applied import OPAQUE_XATTR
+from kontti.snapshots.erofs_image import OPAQUE_XATTR
 
 # each directory of a layer is remembered: one that has millions must not take all there is
 MAX_MEMORY = 4 << 30
@@ -54,6 +55,8 @@ def main() -> int:
     except EOFError:
         return 0
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
+    # what is made here lives as long as the process: looking for cycles in it finds none
+    gc.disable()
     result = _perform(request, rest)
     write_all(1, END + json.dumps(result).encode())
     # threads that still wait for input do not keep the process

@@ -21,8 +21,6 @@ MARK = ".erofslayer"
 APPLIED = "applied.erofs"
 COPYING = "copying.erofs"
 KEY_PREFIX = "extract"
-OPAQUE_XATTR = "trusted.overlay.opaque"
-"""The mark that images have of directories that hide their parents'."""
 _NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR)
 
 

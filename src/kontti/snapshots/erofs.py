@@ -26,10 +26,12 @@ from kontti.snapshots import overlay
 from kontti.snapshots.applied import Folder, is_unpackers
 from kontti.snapshots.base import Info, Kind, Usage
 from kontti.snapshots.directories import tree_errors
-from kontti.snapshots.erofs_build import image_usage, write_image
+from kontti.snapshots.erofs_build import write_image
 from kontti.snapshots.overlay import OverlaySnapshotter
 from kontti.snapshots.records import Record
 from kontti.values import EMPTY, Mount
+from kontti.wire.erofs import SUPERBLOCK, SUPERBLOCK_OFFSET
+from kontti.wire.erofs_read import parse_superblock
 
 IMAGE = "layer.erofs"
 EMPTIED = "upper"
@@ -217,6 +219,16 @@ def _build_error(record: Record, said: str) -> Error:
     full = number in (str(errno.ENOSPC), str(errno.EDQUOT))
     cls = ResourceExhausted if full else Error
     return cls(f"snapshot {record.info.name}: {words or 'its image was not made'}")
+
+
+def image_usage(path: str) -> Usage:
+    """What an image takes, and how many files it has; raises OSError, InvalidArgument."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        superblock = parse_superblock(os.pread(fd, SUPERBLOCK.size, SUPERBLOCK_OFFSET))
+        return Usage(os.fstat(fd).st_blocks * 512, superblock.inodes)
+    finally:
+        os.close(fd)
 
 
 def supported(root: str) -> None:

@@ -9,22 +9,12 @@ from collections.abc import Iterator
 
 from kontti.errors import Error
 from kontti.linux import fs
-from kontti.snapshots.base import Usage
-from kontti.wire.erofs import (
-    DATA_START,
-    SUPERBLOCK,
-    SUPERBLOCK_OFFSET,
-    Inode,
-    Layout,
-    aligned,
-    device,
-)
-from kontti.wire.erofs_read import parse_superblock
+from kontti.snapshots.erofs_image import write_metadata
+from kontti.wire.erofs import DATA_START, Inode, Layout, aligned, device
 
 # overlayfs's own notes about an upper directory, which mean nothing in a lower one
 _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 _KEPT = (b"opaque", b"whiteout", b"whiteouts")
-_WRITE_SIZE = 1 << 20
 
 
 class Builder:
@@ -81,28 +71,6 @@ class Builder:
         write_metadata(self._fd, layout, os.urandom(16))
 
 
-def write_metadata(fd: int, layout: Layout, uuid: bytes) -> None:
-    """Write inodes, directories and superblock of an image whose data is there."""
-    os.lseek(fd, layout.start, os.SEEK_SET)
-    for piece in pieces(layout.metadata()):
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(fd, view) :]
-    os.ftruncate(fd, layout.size)
-    os.pwrite(fd, layout.superblock(uuid), SUPERBLOCK_OFFSET)
-
-
-def pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer pieces."""
-    gathered = bytearray()
-    for part in parts:
-        gathered += part
-        if len(gathered) >= _WRITE_SIZE:
-            yield bytes(gathered)
-            gathered.clear()
-    yield bytes(gathered)
-
-
 def _xattrs(path: bytes) -> Iterator[tuple[bytes, bytes]]:
     for name in os.listxattr(path, follow_symlinks=False):
         raw = os.fsencode(name)
@@ -118,16 +86,6 @@ def write_image(source: str, target: str) -> None:
         builder = Builder(fd)
         builder.finish(builder.tree(source))
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def image_usage(path: str) -> Usage:
-    """What an image takes, and how many files it has; raises OSError, InvalidArgument."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        superblock = parse_superblock(os.pread(fd, SUPERBLOCK.size, SUPERBLOCK_OFFSET))
-        return Usage(os.fstat(fd).st_blocks * 512, superblock.inodes)
     finally:
         os.close(fd)
 

@@ -6,7 +6,7 @@ For images made there only: extended inodes, data that is flat and plain, blocks
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kontti.errors import InvalidArgument
 from kontti.wire.erofs import BLOCK, DIRENT, INODE, MAGIC, SUPERBLOCK
@@ -18,8 +18,7 @@ Entries = list[tuple[bytes, int, int]]
 """Names, slots and types."""
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(NamedTuple):
     """Where inodes are (``start``), the root's slot, and how many ``inodes`` there are."""
 
     start: int
@@ -31,8 +30,7 @@ class Superblock:
         return self.start + slot * SLOT
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """An inode; ``place`` is where its data begins, ``fields`` are as they are stored."""
 
     fields: tuple[int, ...]
