@@ -26,7 +26,6 @@ from kontti.engine.stores import Stores, StoreSettings
 from kontti.errors import Error, ResourceExhausted
 from kontti.linux.mounts import mounted
 from kontti.namespaces import Scope
-from kontti.snapshots.erofs import ErofsSnapshotter
 from kontti.transfer.base import Unpacking
 from kontti.transfer.import_ import ImportOptions, ImportResult, import_archive
 from kontti.transfer.parts import Parts
@@ -130,39 +129,6 @@ def directories(stores: Stores) -> set[str]:
 def test_the_tree_is_that_of_one_after_another(tmp_path: Path, name: str) -> None:
     data = image([*(LAYERS | MORE)[name], TOP])
     assert outcome(tmp_path / "together", data, 4) == outcome(tmp_path / "one", data, 1)
-
-
-MARKED = Entry("d", kind=b"5", pax={"SCHILY.xattr.user.k": "v"}, mode=0o710)
-IMAGES: dict[str, list[list[Entry]]] = {
-    "attributes of implied directories": [[MARKED, Entry("d/a")], [Entry("d/e/b")], TOP],
-    "implied directories of many layers": [
-        [directory("a/b", mode=0o700, uid=4), Entry("a/b/1")],
-        [directory("a", mode=0o711), Entry("a/b/c/2")],
-        [Entry("a/b/c/d/3"), Entry("a/.wh.x")],
-    ],
-}
-
-
-@pytest.mark.parametrize("at_once", [1, 4])
-@pytest.mark.parametrize("name", [*LAYERS, *MORE, *IMAGES])
-def test_erofs_images_show_the_tree_of_directories(tmp_path: Path, name: str, at_once: int) -> None:
-    data = image([*(LAYERS | MORE | IMAGES)[name], TOP])
-    wanted = outcome(tmp_path / "one", data, 1)
-    assert outcome(tmp_path / "images", data, at_once, "erofs") == wanted
-
-
-def test_erofs_images_are_whole_and_made_of_tars(tmp_path: Path) -> None:
-    layers = [layer(entries) for entries in PEERS]
-    with opened(tmp_path, 4) as stores:
-        load(stores.transfer_parts(), archive(build(layers), NAME), "erofs")
-        snapshotter = stores.snapshotters["erofs"]
-        assert isinstance(snapshotter, ErofsSnapshotter)
-        names = [info.name for info in snapshotter.walk()]
-        assert [snapshotter.damage(name) for name in names] == [""] * len(PEERS)
-        made = [Path(snapshotter.image(n)).read_bytes() for n in snapshotter.records.ids()]
-        # all but the one that replaces a directory of its parents' after going through it
-        straight = [data[4096 : 4096 + len(tar)] == tar for data in made for tar in layers]
-        assert straight.count(True) == len(PEERS)
 
 
 PEERS = [

@@ -90,6 +90,19 @@ def test_what_is_written_is_read(entries: list[Entry], chunk: int) -> None:
     assert [data for _, data in found] == [b"x" * entry.size for entry in entries]
 
 
+@given(st.lists(all_entries(), max_size=4), st.sampled_from([1, 7, 511, 512, 4096]))
+def test_data_that_is_passed_over_is_where_it_is_said_to_be(
+    entries: list[Entry], chunk: int
+) -> None:
+    stored = [bytes([number + 1]) * e.size for number, e in enumerate(entries)]
+    parts = (header(e) + d + padding(e.size) for e, d in zip(entries, stored, strict=True))
+    data = b"".join(parts) + ARCHIVE_END
+    reader = TarReader(data[start : start + chunk] for start in range(0, len(data), chunk))
+    places = [(reader.position, entry.size) for entry in reader]
+    assert [data[at : at + size] for at, size in places] == stored
+    assert all(at % 512 == 0 for at, _ in places)
+
+
 @given(all_entries())
 def test_others_read_what_is_written(entry: Entry) -> None:
     entry.name = entry.name.replace(b"/", b"_") + b"e"

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from kontti.diff.image import ImageFiles
 from kontti.diff.lowers import NeedsParents
@@ -64,7 +65,9 @@ class ImageWriter:
         for inode, (sparse, place) in files.sparse.items():
             if inode in reachable:
                 self._spread(inode, sparse, place)
-        write_metadata(self._fd, Layout(files.root, self._end), os.urandom(16))
+        layout = Layout(files.root, self._end)
+        with _named():
+            write_metadata(self._fd, layout, os.urandom(16))
 
     def _spread(self, inode: Inode, sparse: Sparse, place: int) -> None:
         """Put a sparse file's parts where they belong, behind all else."""
@@ -85,16 +88,27 @@ class ImageWriter:
 
 def write_all(fd: int, data: bytes) -> None:
     """write(2) until all is written."""
-    written = os.write(fd, data)
-    while written < len(data):
-        written += os.write(fd, memoryview(data)[written:])
+    with _named():
+        written = os.write(fd, data)
+        while written < len(data):
+            written += os.write(fd, memoryview(data)[written:])
 
 
 def put(fd: int, data: bytes, offset: int) -> None:
     """pwrite(2) until all is written."""
     done = 0
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+    with _named():
+        while done < len(data):
+            done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """A call by descriptor does not say of which file its error is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "image of the layer") from None
 
 
 class SettledImage:
