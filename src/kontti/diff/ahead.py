@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from kontti.diff.attributes import copied_xattrs
@@ -78,8 +78,8 @@ class AheadTree(UpperTree):
 class Settled(Protocol):
     """What was extracted ahead, to be brought in line with its parents."""
 
-    def unlink(self, path: bytes) -> None:
-        """Remove what is no directory; the directory that it is in keeps its time."""
+    def unlink(self, paths: Sequence[bytes]) -> None:
+        """Remove what is no directory; the directories that they are in keep their times."""
         ...
 
     def mark_opaque(self, path: bytes) -> None: ...
@@ -101,11 +101,12 @@ class SettledDisk:
     def __init__(self, opaque_xattr: str) -> None:
         self._opaque_xattr = opaque_xattr
 
-    def unlink(self, path: bytes) -> None:
-        directory = path.rpartition(b"/")[0] or b"."
-        before = os.lstat(directory)
-        os.unlink(path)
-        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns), follow_symlinks=False)
+    def unlink(self, paths: Sequence[bytes]) -> None:
+        for path in paths:
+            directory = path.rpartition(b"/")[0] or b"."
+            before = os.lstat(directory)
+            os.unlink(path)
+            os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns), follow_symlinks=False)
 
     def mark_opaque(self, path: bytes) -> None:
         os.setxattr(path, self._opaque_xattr, b"y", follow_symlinks=False)
@@ -125,9 +126,8 @@ class SettledDisk:
 
 def settle(notes: Notes, lowers: Lowers, made: Settled) -> None:
     """Do to ``made`` what ``notes`` leave to be done; raises NeedsParents."""
-    for path in map(os.fsencode, notes["whiteouts"]):
-        if not lowers.shows(path):
-            made.unlink(path)
+    whiteouts = map(os.fsencode, notes["whiteouts"])
+    made.unlink([path for path in whiteouts if not lowers.shows(path)])
     for path in map(os.fsencode, notes["opaques"]):
         made.mark_opaque(path)
     for path in map(os.fsencode, notes["described"]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kontti.diff.image import ImageFiles
@@ -117,6 +117,8 @@ class SettledImage:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._superblock: Superblock = parse_superblock(self._head())
+        # of directories that were looked into: thousands of names may be asked for in one
+        self._names: dict[int, dict[bytes, int]] = {}
 
     def _head(self) -> bytes:
         return os.pread(self._fd, SUPERBLOCK.size, SUPERBLOCK_OFFSET)
@@ -134,21 +136,32 @@ class SettledImage:
         """The directory at ``path``; raises FileNotFoundError."""
         slot = self._superblock.root
         for name in path.split(b"/") if path else ():
-            found = [at for entry, at, _ in self._entries(self._inode(slot)) if entry == name]
-            if not found:
+            if slot not in self._names:
+                entries = self._entries(self._inode(slot))
+                self._names[slot] = {entry: at for entry, at, _ in entries}
+            found = self._names[slot].get(name)
+            if found is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            slot = found[0]
+            slot = found
         return slot
 
-    def unlink(self, path: bytes) -> None:
-        parent, _, name = path.rpartition(b"/")
-        slot = self._slot(parent)
+    def unlink(self, paths: Sequence[bytes]) -> None:
+        gone: dict[bytes, set[bytes]] = {}
+        for path in paths:
+            parent, _, name = path.rpartition(b"/")
+            gone.setdefault(parent, set()).add(name)
+        for parent, names in gone.items():
+            self._unlink(self._slot(parent), names)
+        if paths:
+            self._count(self._superblock.inodes - len(paths))
+
+    def _unlink(self, slot: int, names: set[bytes]) -> None:
         inode = self._inode(slot)
         # what is left takes no more room
-        body = directory_body(entry for entry in self._entries(inode) if entry[0] != name)
+        body = directory_body(entry for entry in self._entries(inode) if entry[0] not in names)
         put(self._fd, body.ljust(inode.size, b"\0"), inode.place)
         self._put(slot, inode.sized(len(body)))
-        self._count(self._superblock.inodes - 1)
+        self._names.pop(slot, None)
 
     def _count(self, inodes: int) -> None:
         put(self._fd, with_inodes(self._head(), inodes), SUPERBLOCK_OFFSET)
