@@ -21,11 +21,16 @@ def bounded_time(nanoseconds: int) -> int:
     return nanoseconds if 0 <= nanoseconds <= _MAX_TIME else 0
 
 
-def settle_file(fd: int, entry: Entry) -> None:
-    """Owner, mode, xattrs and times of an open regular file."""
+def owner_of(fd: int) -> tuple[int, int]:
+    """Whose an open file is."""
     found = os.fstat(fd)
+    return found.st_uid, found.st_gid
+
+
+def settle_file(fd: int, entry: Entry, owner: tuple[int, int]) -> None:
+    """Owner, mode, xattrs and times of an open regular file, which is ``owner``'s now."""
     # a change to what it is would be written to the journal all the same
-    if (found.st_uid, found.st_gid) != (entry.uid, entry.gid):
+    if owner != (entry.uid, entry.gid):
         os.fchown(fd, entry.uid, entry.gid)
     # after chown, which clears them
     if entry.mode & 0o7000:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kontti.diff.attributes import bounded_time, set_xattrs, settle_file
+from kontti.diff.attributes import bounded_time, owner_of, set_xattrs, settle_file
 from kontti.diff.extract import clean, escapes, failure
 from kontti.diff.inside import DIRECTORY as OPEN_DIRECTORY
 from kontti.diff.inside import Destination
@@ -167,7 +167,7 @@ class _Copy:
             try:
                 self._write(fd)
                 os.fchmod(fd, entry.mode & 0o777)
-                settle_file(fd, entry)
+                settle_file(fd, entry, owner_of(fd))
             except BaseException:
                 os.unlink(name, dir_fd=inside)
                 raise

@@ -6,7 +6,13 @@ import os
 import stat
 from collections.abc import Mapping
 
-from kontti.diff.attributes import clear_xattrs, settle_directory, settle_file, settle_special
+from kontti.diff.attributes import (
+    clear_xattrs,
+    owner_of,
+    settle_directory,
+    settle_file,
+    settle_special,
+)
 from kontti.diff.files import Kind
 from kontti.diff.removal import lstat, remove
 from kontti.diff.sparse import Sparse
@@ -18,6 +24,10 @@ _KINDS = {stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
 
 class DiskFiles:
     """diff.files.Files by system calls."""
+
+    def __init__(self) -> None:
+        # whose a new file is, by its directory: one with setgid hands its group on
+        self._owners: dict[bytes, tuple[int, int]] = {}
 
     def kind(self, path: bytes) -> Kind:
         status = lstat(path or b".")
@@ -37,9 +47,17 @@ class DiskFiles:
                 _write_sparse(fd, entry.sparse, reader)
             elif entry.size:
                 _write(fd, reader)
-            settle_file(fd, entry)
+            settle_file(fd, entry, self._owner(fd, path))
         finally:
             os.close(fd)
+
+    def _owner(self, fd: int, path: bytes) -> tuple[int, int]:
+        """Whose a file is that was just made."""
+        directory = path.rpartition(b"/")[0]
+        owner = self._owners.get(directory)
+        if owner is None:
+            owner = self._owners[directory] = owner_of(fd)
+        return owner
 
     def hard_link(self, source: bytes, path: bytes) -> None:
         os.link(source, path, follow_symlinks=False)
@@ -62,6 +80,7 @@ class DiskFiles:
 
     def describe(self, path: bytes, entry: Entry, fresh: bool) -> None:
         target = path or b"."
+        self._owners.pop(path, None)
         if not fresh:
             clear_xattrs(target, frozenset(entry.xattrs or ()))
         settle_directory(target, entry)
@@ -80,6 +99,7 @@ class DiskFiles:
         os.utime(path or b".", ns=(time, time), follow_symlinks=False)
 
     def remove(self, path: bytes) -> None:
+        self._owners.clear()
         remove(path)
 
 
