@@ -32,7 +32,6 @@ from tests.root.test_unpack_together import (
     SCOPE,
     TOP,
     assert_clean,
-    directories,
     image,
     opened,
 )
@@ -49,6 +48,7 @@ class Client:
 
     stores: Stores
     scope: Scope
+    snapshotter: str = "overlayfs"
 
     def imported(self, data: bytes) -> list[Layer]:
         """The layers of an image that is in the content store, and nowhere else."""
@@ -59,14 +59,16 @@ class Client:
         return list(layers_of(manifest, read_config(content, manifest.config)))
 
     def prepare(self, key: str, layer: Layer) -> list[Mount]:
-        return self.stores.metadata.snapshots(self.scope, "overlayfs").prepare(key, layer.parent)
+        return self.stores.metadata.snapshots(self.scope, self.snapshotter).prepare(
+            key, layer.parent
+        )
 
     def apply(self, layer: Layer) -> Descriptor:
         """Prepare, apply, commit."""
         key = f"extract-1 {layer.chain_id}"
         mounts = self.prepare(key, layer)
         applied = self.applier().apply(layer.descriptor, mounts)
-        snapshots = self.stores.metadata.snapshots(self.scope, "overlayfs")
+        snapshots = self.stores.metadata.snapshots(self.scope, self.snapshotter)
         snapshots.commit(layer.chain_id, key)
         return applied
 
@@ -80,19 +82,23 @@ class Client:
                 assert self.apply(layer).digest == layer.diff_id
         except Error as error:
             return f"{type(error).__name__}: {error}"
-        snapshots = self.stores.metadata.snapshots(self.scope, "overlayfs")
+        snapshots = self.stores.metadata.snapshots(self.scope, self.snapshotter)
         made = look(snapshots.view("look", layers[-1].chain_id))
         # the root's time is when its snapshot was made
         return {**made, ".": replace(made["."], mtime=0)}
 
     def staged(self) -> set[str]:
-        return {name for name in directories(self.stores) if name.startswith(PREFIX)}
+        root = f"{self.stores.settings.root}/io.containerd.snapshotter.v1.{self.snapshotter}"
+        return {name for name in os.listdir(f"{root}/snapshots") if name.startswith(PREFIX)}
 
 
 @contextmanager
-def client(root: Path, at_once: int) -> Iterator[Client]:
+def client(root: Path, at_once: int, snapshotter: str = "overlayfs") -> Iterator[Client]:
     with opened(root, at_once) as stores, leased(stores.metadata, SCOPE) as held:
-        yield Client(stores, held)
+        yield Client(stores, held, snapshotter)
+
+
+both = pytest.mark.parametrize("kind", ["overlayfs", "erofs"])
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -116,21 +122,25 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> list[Descriptor]:
     return found
 
 
+@both
 @pytest.mark.parametrize("name", MORE)
-def test_the_tree_is_that_of_one_after_another(tmp_path: Path, name: str) -> None:
+def test_the_tree_is_that_of_one_after_another(tmp_path: Path, name: str, kind: str) -> None:
     data = image([*MORE[name], TOP])
-    with client(tmp_path / "one", 1) as it:
+    with client(tmp_path / "one", 1, kind) as it:
         assert not isinstance(it.applier(), ForeseeingApplier)
         alone = it.outcome(it.imported(data))
-    with client(tmp_path / "many", 3) as it:
+    with client(tmp_path / "many", 3, kind) as it:
         assert it.outcome(it.imported(data)) == alone
-    with client(tmp_path / "many", 3) as it:
+    with client(tmp_path / "many", 3, kind) as it:
         assert it.staged() == set()
 
 
-def test_layers_to_come_are_extracted_meanwhile(tmp_path: Path, direct: list[Descriptor]) -> None:
+@both
+def test_layers_to_come_are_extracted_meanwhile(
+    tmp_path: Path, direct: list[Descriptor], kind: str
+) -> None:
     data = image([[Entry(f"file-{n}")] for n in range(4)])
-    with client(tmp_path, 2) as it:
+    with client(tmp_path, 2, kind) as it:
         found = it.imported(data)
         it.apply(found[0])
         wait_for(lambda: len(it.staged()) == 3)
@@ -170,8 +180,9 @@ def test_what_nobody_comes_for_is_dropped(tmp_path: Path, monkeypatch: pytest.Mo
         assert "c" in it.outcome(found[1:])
 
 
-def test_closing_leaves_nothing(tmp_path: Path) -> None:
-    with client(tmp_path, 2) as it:
+@both
+def test_closing_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    with client(tmp_path, 2, kind) as it:
         found = it.imported(image([[Entry(f"{n}", os.urandom(1 << 20))] for n in range(6)]))
         it.apply(found[0])
     assert not list(tmp_path.glob(f"**/{PREFIX}*"))

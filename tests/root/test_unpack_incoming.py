@@ -207,7 +207,10 @@ def test_a_layer_that_does_not_come_ends_those_that_wait(tmp_path: Path) -> None
 def test_no_descriptor_is_left(tmp_path: Path, image: Image) -> None:
     with opened(tmp_path, 2) as stores:
         before = files_open(tmp_path)
-        pulled(stores, Halved(image, lambda tail: tail))
+        made = pulled(stores, Halved(image, lambda tail: tail))
+        # the store may keep a blob open that was just read, for as long as it is there
+        stores.metadata.images(SCOPE).delete(made.image.name)
+        stores.metadata.collect()
         assert files_open(tmp_path) == before
 
 

@@ -55,11 +55,8 @@ class LayerApplier:
         self, layer: Descriptor, mounts: Sequence[Mount], sync_fs: bool = False
     ) -> Descriptor:
         """Extract ``layer`` over ``mounts``; gives the uncompressed tar. See diff.base.Applier."""
-        tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
         with self._blob(layer, None) as blob:
-            job = self._job(layer, blob, tree, sync_fs)
-            result = self._apply(layer, job, blob, mounts)
-        return self._applied(layer, result)
+            return self._apply(layer, blob, mounts, sync_fs)
 
     def apply_incoming(
         self,
@@ -69,11 +66,8 @@ class LayerApplier:
         sync_fs: bool = False,
     ) -> Descriptor:
         """As ``apply``, while the blob is being written. See diff.base.IncomingApplier."""
-        tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
         with self._blob(layer, incoming) as blob:
-            job = self._job(layer, blob, tree, sync_fs)
-            result = self._apply(layer, job, blob, mounts)
-        return self._applied(layer, result)
+            return self._apply(layer, blob, mounts, sync_fs)
 
     def apply_ahead(
         self,
@@ -156,6 +150,13 @@ class LayerApplier:
         return Descriptor(OCI_LAYER, Digest.parse(result["diff_id"]), result["size"])
 
     def _apply(
+        self, layer: Descriptor, blob: _Blob, mounts: Sequence[Mount], sync_fs: bool
+    ) -> Descriptor:
+        tree = plan_tree(mounts) if self._direct else plan_mounted(mounts)
+        job = self._job(layer, blob, tree, sync_fs)
+        return self._applied(layer, self._result(layer, job, blob, mounts))
+
+    def _result(
         self, layer: Descriptor, job: ApplyJob, blob: _Blob, mounts: Sequence[Mount]
     ) -> Result:
         deadline = time.monotonic() + self._deadline

@@ -234,10 +234,11 @@ class Stores:
         from kontti.transfer.foresight import Foresight
 
         count = Unpacks(self.settings.max_concurrent_unpacks).count
-        snapshotter = self.snapshotters.get("overlayfs")
-        if count < 2 or not isinstance(snapshotter, OverlaySnapshotter):
+        found = (self.snapshotters.get(name) for name in ("overlayfs", "erofs"))
+        folders = {type(s): s.trees for s in found if isinstance(s, OverlaySnapshotter)}
+        if count < 2 or not folders:
             return None
-        return Foresight(snapshotter.trees, count)
+        return Foresight(tuple(folders.values()), count, folders.get(ErofsSnapshotter, ""))
 
     def comparer(self, scope: Scope) -> Comparer:
         """Makes layers in the scope's content."""

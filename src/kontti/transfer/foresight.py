@@ -27,6 +27,7 @@ from kontti.images.graph import GC_REF
 from kontti.images.manifest import read_manifest
 from kontti.images.media_types import OCI_MANIFEST
 from kontti.linux import fs, libc
+from kontti.snapshots.applied import Folder
 from kontti.values import Descriptor, Digest, Mount
 
 MOST = 8
@@ -35,7 +36,8 @@ KEPT_SECONDS = 300.0
 WAIT_SECONDS = 3600.0
 PREFIX = "new-ahead-"
 """Of a directory beside the snapshots'; what a crash leaves of it is cleaned with them."""
-Key = tuple[str, Digest]
+Key = tuple[str, str, Digest]
+"""The folder of the snapshots, the namespace, the layer."""
 
 
 class LayerApplier(Applier, AheadApplier, Protocol):
@@ -44,42 +46,50 @@ class LayerApplier(Applier, AheadApplier, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A layer in ``path``, or on its way there."""
+    """A layer below ``path``, where a snapshot's folder has it, or on its way there."""
 
     path: str
     future: Future[Ahead]
 
 
 class Foresight:
-    """What was extracted and is not asked for yet, in ``folder``: an overlayfs snapshotter's."""
+    """What was extracted and is not asked for yet, beside the snapshots that are in ``folders``.
 
-    def __init__(self, folder: str, at_once: int) -> None:
-        self._folder = folder
+    Those in ``images`` take layers as images (snapshots.applied).
+    """
+
+    def __init__(self, folders: Sequence[str], at_once: int, images: str = "") -> None:
+        self._folders = frozenset(folders)
+        self._images = images
         self._pool = ThreadPoolExecutor(at_once, "foresight")
         self._staged: dict[Key, Staged] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._timer: threading.Timer | None = None
 
-    def covers(self, tree: TreeJob) -> bool:
-        """Whether what is staged can be put at ``tree``: a snapshot's directory, still empty."""
-        folder, _, name = tree["root"].rpartition("/")
-        return (
-            name == "fs"
-            and os.path.dirname(folder) == self._folder
-            and os.path.basename(folder).isdecimal()
-            and not os.listdir(tree["root"])
-        )
+    def folder_of(self, tree: TreeJob) -> str:
+        """The folder where layers for ``tree`` can be staged; "" where it is no snapshot's
+        directory, or not an empty one."""
+        snapshot, _, name = tree["root"].rpartition("/")
+        folder, _, number = snapshot.rpartition("/")
+        if name != "fs" or folder not in self._folders or not number.isdecimal():
+            return ""
+        beside = Folder(snapshot)
+        if folder == self._images and (beside.has_image() or not beside.takes_image()):
+            return ""
+        return folder if not os.listdir(tree["root"]) else ""
 
-    def expect(self, applier: AheadApplier, namespace: str, layers: Iterable[Descriptor]) -> None:
+    def expect(
+        self, applier: AheadApplier, folder: str, namespace: str, layers: Iterable[Descriptor]
+    ) -> None:
         """Begin with what is not begun yet of ``layers``."""
         for layer in layers:
-            key = (namespace, layer.digest)
+            key = (folder, namespace, layer.digest)
             with self._lock:
                 if self._closed.is_set() or len(self._staged) >= MOST:
                     return
                 if key in self._staged:
                     continue
-                path = os.path.join(self._folder, PREFIX + secrets.token_hex(8))
+                path = os.path.join(folder, PREFIX + secrets.token_hex(8))
                 future = self._pool.submit(self._extract, applier, layer, path)
                 self._staged[key] = Staged(path, future)
                 self._rearm()
@@ -93,17 +103,19 @@ class Foresight:
 
     def _extract(self, applier: AheadApplier, layer: Descriptor, path: str) -> Ahead:
         try:
-            os.mkdir(path, 0o755)
-            mounts = [Mount("bind", path, ("rw", "rbind"))]
-            return applier.apply_ahead(layer, mounts, False, self._closed.is_set)
+            os.mkdir(path, 0o700)
+            os.mkdir(tree_of(path), 0o755)
+            if os.path.dirname(path) == self._images:
+                Folder(path).mark()
+            return applier.apply_ahead(layer, mounts_of(path), False, self._closed.is_set)
         except BaseException:
             discard(path)
             raise
 
-    def claim(self, namespace: str, layer: Descriptor) -> Staged | None:
+    def claim(self, folder: str, namespace: str, layer: Descriptor) -> Staged | None:
         """What there is of a layer; the caller's to wait for, and to put away."""
         with self._lock:
-            return self._staged.pop((namespace, layer.digest), None)
+            return self._staged.pop((folder, namespace, layer.digest), None)
 
     def forget(self) -> None:
         """Drop all that nobody came for."""
@@ -135,6 +147,25 @@ def done(staged: Staged) -> Ahead | None:
         return None
 
 
+def tree_of(path: str) -> str:
+    """The directory of a snapshot's folder, or of a staged one."""
+    return os.path.join(path, "fs")
+
+
+def mounts_of(path: str) -> list[Mount]:
+    """What shows that directory."""
+    return [Mount("bind", tree_of(path), ("rw", "rbind"))]
+
+
+def put(path: str, snapshot: str) -> None:
+    """Give a snapshot's folder the layer that is staged in ``path``; raises OSError."""
+    image = Folder(path).applied
+    if os.path.exists(image):
+        os.rename(image, Folder(snapshot).applied)
+    else:
+        os.rename(tree_of(path), tree_of(snapshot))
+
+
 def discard(path: str) -> None:
     """Remove a staged tree; what cannot be is cleaned at the next start."""
     with contextlib.suppress(OSError):
@@ -155,10 +186,12 @@ class ForeseeingApplier:
     ) -> Descriptor:
         """As elsewhere."""
         tree = plan_tree(mounts)
-        if tree["kind"] == "mounted" or not self.foresight.covers(tree):
+        folder = "" if tree["kind"] == "mounted" else self.foresight.folder_of(tree)
+        if not folder:
             return self.inner.apply(layer, mounts, sync_fs)
-        staged = self.foresight.claim(self.namespace, layer)
-        self.foresight.expect(self.inner, self.namespace, self.following(layer.digest))
+        staged = self.foresight.claim(folder, self.namespace, layer)
+        following = self.following(layer.digest)
+        self.foresight.expect(self.inner, folder, self.namespace, following)
         if staged is not None:
             ahead = done(staged)
             if ahead is not None and self._place(staged.path, ahead, tree, mounts):
@@ -171,10 +204,11 @@ class ForeseeingApplier:
         """Put a staged layer where it is wanted; False, with nothing changed, where it cannot."""
         try:
             self._settle(path, ahead, tree, mounts)
-            os.rename(path, tree["root"])
+            put(path, os.path.dirname(tree["root"]))
         except (Error, NeedsParents, OSError):
-            discard(path)
             return False
+        finally:
+            discard(path)
         return True
 
     def _settle(self, path: str, ahead: Ahead, tree: TreeJob, mounts: Sequence[Mount]) -> None:
@@ -184,8 +218,7 @@ class ForeseeingApplier:
             raise NeedsParents(b"")
         implied = [name for name in ahead.implied if name or ahead.root != root]
         if implied or ahead.described or ahead.whiteouts or ahead.opaques:
-            staging = [Mount("bind", path, ("rw", "rbind"))]
-            self.inner.settle(ahead, staging, mounts)
+            self.inner.settle(ahead, mounts_of(path), mounts)
 
 
 def look_of(directory: str) -> tuple[int, ...]:
