@@ -14,6 +14,7 @@ from bench.measure import Sample
 
 Pair = tuple[Daemon, Daemon]
 ALONE = {"CONTAINERD_DISABLE_PIGZ": "1"}
+WITH_UNPIGZ = {"CONTAINERD_DISABLE_PIGZ": ""}
 TRIES = 2
 
 
@@ -45,6 +46,8 @@ def running(disk: Path) -> Iterator[Peers]:
     with (
         daemons.running("kontti", disk / "kontti") as ours,
         daemons.running("containerd", disk / "containerd", environment=ALONE) as alone,
-        daemons.running("containerd", disk / "containerd-unpigz") as unpigz,
+        daemons.running(
+            "containerd", disk / "containerd-unpigz", environment=WITH_UNPIGZ
+        ) as unpigz,
     ):
         yield Peers(ours, alone, unpigz)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -9,9 +10,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from kontti.cmd.kontti import stats
+from kontti.engine.values import Usage
 from tests.support.kontti_cli import IMAGE, Cli, check_nothing_left, cli
 
 pytestmark = pytest.mark.root
@@ -98,6 +102,34 @@ def test_stats_end_with_an_interrupt(kontti: Cli) -> None:
         pass
     assert screen.process.wait(SECONDS) == 130
     assert b"Traceback" not in screen.seen
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_gets_lost_ends_stats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exception is raised where Python drops it: in a finalizer."""
+
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    class Roots:
+        @contextlib.contextmanager
+        def engine(self) -> Iterator[None]:
+            yield None
+
+    used = Usage("box", 0, 0, 0, 0, 0, 0, 0, 0)
+    rounds = iter(range(5))
+
+    def sample(*_: object) -> dict[str, Usage]:
+        next(rounds)
+        Dropped()
+        return {"box": used}
+
+    monkeypatch.setattr(stats, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(stats, "sample", sample)
+    root: Any = Roots()
+    with pytest.raises(KeyboardInterrupt):
+        stats.refresh(root, [], {"box": used}, {"box": used})
 
 
 def test_a_tar_is_not_written_to_a_terminal(kontti: Cli) -> None:

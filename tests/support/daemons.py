@@ -117,7 +117,8 @@ def start(
             stdout=out,
             stderr=out,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            # what containerd says of damaged layers is not to hang on what is installed
+            env={**os.environ, "CONTAINERD_DISABLE_PIGZ": "1", **(environment or {})},
         )
     address = str(base / "c.sock")
     deadline = time.monotonic() + START_SECONDS

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kontti.cmd.ctr.output import binary_size
 from kontti.cmd.kontti.each import Row
@@ -71,13 +73,44 @@ def refresh(root: Root, ids: Sequence[str], before: Sample, after: Sample) -> No
     def drawn() -> object:
         return rich_table(TITLES, [cells(row) for row in rows(before, after)])
 
-    with Live(drawn(), auto_refresh=False) as live:  # type: ignore[arg-type]
-        while after:
+    live = Live(drawn(), auto_refresh=False)  # type: ignore[arg-type]
+    with interruptible() as interrupted, live:
+        while after and not interrupted.is_set():
             live.update(drawn(), refresh=True)  # type: ignore[arg-type]
             time.sleep(REFRESH_SECONDS)
             before = after
             with root.engine() as engine:
                 after = sample(engine, ids)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interrupted]:
+    """Tells of an interrupt whose exception got lost: Python drops what is raised in a finalizer
+    or a library's callback."""
+    interrupted = Interrupted()
+    before = signal.signal(signal.SIGINT, interrupted.set)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Interrupted:
+    """Whether there was an interrupt."""
+
+    def __init__(self) -> None:
+        self._was = False
+
+    def set(self, _signal: int, _frame: object) -> None:
+        """There is one."""
+        self._was = True
+        raise KeyboardInterrupt
+
+    def is_set(self) -> bool:
+        """Whether there was one."""
+        return self._was
 
 
 def rows(before: Sample, after: Sample) -> list[Row]:
