@@ -86,6 +86,7 @@ class ShimManager:
             settings.runtime,
             settings.hide_unified,
             settings.open_files,
+            settings.grpc_address,
         )
         self.zygote = Zygote(shared, os.path.join(settings.state, "zygote.sock"))
         self._external = External(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from kontti.errors import Error, Unavailable, from_code
 from kontti.linux import process
 from kontti.runtime import unix
 from kontti.runtime.bundle import Bootstrap, Bundle
+from kontti.shim.bootstrap import socket_path
 
 log = logging.getLogger(__name__)
 START_SECONDS = 10.0
@@ -32,6 +32,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class ShimSettings:
     """What every shim of this daemon is told. ``socket_dir`` holds their sockets.
 
+    ``grpc_address`` is the daemon's, "" for one that clients cannot reach;
     ``open_files`` is how many descriptors they may have open, 0 for as many as we may.
     """
 
@@ -40,6 +41,7 @@ class ShimSettings:
     runtime: str = ""
     hide_unified: bool = False
     open_files: int = 0
+    grpc_address: str = ""
 
 
 class Zygote:
@@ -104,10 +106,9 @@ class Zygote:
         self._control = write
 
     def socket_path(self, namespace: str, id: str) -> str:
-        """Where the shim of a task or group listens: short, and one for each daemon's state."""
-        name = f"{self.settings.ttrpc_address}/{namespace}/{id}"
-        digest = hashlib.sha256(name.encode()).hexdigest()
-        return os.path.join(self.settings.socket_dir, digest)
+        """Where the shim of a task or group listens: as clients compute it, to reach it too."""
+        daemon = self.settings.grpc_address or self.settings.ttrpc_address
+        return socket_path(self.settings.socket_dir, daemon, namespace, id)
 
     def bootstrap(self, bundle: Bundle, group: str) -> Bootstrap:
         """How to reach the shim of a task or group, there or not."""

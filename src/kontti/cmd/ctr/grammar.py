@@ -98,6 +98,25 @@ class Command:
         self.passthrough = passthrough
 
 
+class Group:
+    """A word that ``commands`` stand behind, or (where that is one Command) a leaf by itself."""
+
+    __slots__ = ("aliases", "commands", "flags", "help", "name")
+
+    def __init__(
+        self,
+        names: str,
+        help: str,
+        commands: Command | Sequence[Command | Group],
+        flags: Sequence[Flag] = (),
+    ) -> None:
+        self.name, *aliases = names.split(",")
+        self.aliases = tuple(aliases)
+        self.help = help
+        self.commands = commands
+        self.flags = flags
+
+
 class Call:
     """A parsed command line: values by flag name, positional arguments, and the global flags."""
 

@@ -12,6 +12,7 @@ from kontti.cmd.ctr.grammar import (
     Call,
     Command,
     Flag,
+    Group,
     MissingFlag,
     UsageError,
     parse,
@@ -59,6 +60,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("pprof", (), "profiles of a daemon, from its debug socket", "pprof"),
     ("run", (), "run a container", "run"),
     ("sandboxes", ("sandbox", "sb", "s"), "manage sandboxes", "sandboxes"),
+    ("shim", (), "interact with a shim directly", "shim"),
     ("snapshots", ("snapshot",), "manage snapshots", "snapshots"),
     ("tasks", ("t", "task"), "manage tasks", "tasks"),
     ("install", (), "install a new package", "install"),
@@ -101,38 +103,32 @@ def dispatch(words: Sequence[str]) -> int:
         return dispatch([*rest[1:], "--help"])
     for name, aliases, help, module in GROUPS:
         if rest[0] == name or rest[0] in aliases:
-            group = Group(name, help, import_module(f"kontti.cmd.ctr.{module}"))
-            return run_group(group, rest[1:], globals_)
+            group = group_of(name, help, import_module(f"kontti.cmd.ctr.{module}"))
+            return run_group(name, group, rest[1:], globals_)
     return unknown(rest[0])
 
 
-class Group:
-    """A word that commands stand behind, or (its ``commands`` is one Command) a leaf by itself."""
-
-    __slots__ = ("commands", "flags", "help", "name")
-
-    def __init__(self, name: str, help: str, module: object) -> None:
-        self.name = name
-        self.help = help
-        self.commands: Command | tuple[Command, ...] = module.COMMANDS  # type: ignore[attr-defined]
-        self.flags: tuple[Flag, ...] = getattr(module, "FLAGS", ())
+def group_of(name: str, help: str, module: object) -> Group:
+    """What a module holds: its ``COMMANDS``, and ``FLAGS`` if the group has any."""
+    return Group(name, help, module.COMMANDS, getattr(module, "FLAGS", ()))  # type: ignore[attr-defined]
 
 
-def run_group(group: Group, words: Sequence[str], globals_: Call) -> int:
-    """Run the leaf that ``words`` begin with."""
+def run_group(path: str, group: Group, words: Sequence[str], outer: Call) -> int:
+    """Run the leaf that ``words`` begin with; ``path`` is the words up to here."""
     commands = group.commands
     if isinstance(commands, Command):
-        return run_leaf(group.name, commands, words, globals_)
+        return run_leaf(path, commands, words, outer)
     flags = (*group.flags, Flag("help,h", BOOL))
-    values, rest, given = checked(flags, words, lambda: print_group(group))
+    values, rest, given = checked(flags, words, lambda: print_group(path, group))
     if not rest or values["help"] or rest in (["help"], ["h"]):
-        return print_group(group)
+        return print_group(path, group)
     if rest[0] in HELP:
-        return run_group(group, [rest[1], "--help"], globals_)
+        return run_group(path, group, [rest[1], "--help"], outer)
     for command in commands:
         if rest[0] == command.name or rest[0] in command.aliases:
-            outer = Call({**globals_.flags, **values}, (), globals_.given | given)
-            return run_leaf(f"{group.name} {command.name}", command, rest[1:], outer)
+            inner = Call({**outer.flags, **values}, (), outer.given | given)
+            run = run_group if isinstance(command, Group) else run_leaf
+            return run(f"{path} {command.name}", command, rest[1:], inner)  # type: ignore[arg-type]
     return unknown(rest[0])
 
 
@@ -192,11 +188,11 @@ def print_help() -> int:
     return 0
 
 
-def print_group(group: Group) -> int:
+def print_group(path: str, group: Group) -> int:
     """Every command of a group, one line each."""
     commands = () if isinstance(group.commands, Command) else group.commands
-    print(f"NAME:\n   ctr {group.name} - {group.help}\n")
-    print(f"USAGE:\n   ctr {group.name} command [command options] [arguments...]\n\nCOMMANDS:")
+    print(f"NAME:\n   ctr {path} - {group.help}\n")
+    print(f"USAGE:\n   ctr {path} command [command options] [arguments...]\n\nCOMMANDS:")
     for command in commands:
         print(f"   {', '.join((command.name, *command.aliases)):32}{command.help}")
     if group.flags:

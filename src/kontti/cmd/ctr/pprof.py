@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
-from collections.abc import Callable
-from http.client import HTTPConnection, HTTPException
-from urllib.parse import urlencode
 
 from kontti.cmd.ctr.grammar import DURATION, INT, Call, Command, Flag
 from kontti.errors import Error, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 
 
-class _OverUnix(HTTPConnection):
-    def __init__(self, path: str, seconds: float) -> None:
-        super().__init__("localhost", timeout=seconds)
-        self._path = path
+def fetch(path: str, name: str, seconds: float | None, debug: int) -> None:
+    """Copy a profile from the server at ``path`` to stdout; one of now has no ``seconds``."""
+    import shutil
+    from http.client import HTTPConnection, HTTPException
 
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(CONNECT_SECONDS)
-        self.sock.connect(self._path)
-        self.sock.settimeout(self.timeout)
-
-
-def fetch(call: Call, name: str, **query: object) -> None:
-    """Copy a profile to stdout."""
-    path = (call.globals or call).str("debug-socket")
-    seconds = float(str(query.get("seconds", 0)))
-    connection = _OverUnix(path, ANSWER_SECONDS + seconds)
+    query = f"debug={debug}" + ("" if seconds is None else f"&seconds={seconds:g}")
+    connection = HTTPConnection("localhost")
     try:
-        connection.request("GET", f"/debug/pprof/{name}?{urlencode(query)}")
+        connection.sock = _dial(path, ANSWER_SECONDS + (seconds or 0))
+        connection.request("GET", f"/debug/pprof/{name}?{query}")
         answer = connection.getresponse()
         if answer.status != 200:
             said = answer.read(1024).decode(errors="replace").strip()
@@ -48,30 +39,42 @@ def fetch(call: Call, name: str, **query: object) -> None:
         connection.close()
 
 
-def of(name: str) -> Callable[[Call], None]:
-    """The function that fetches profile ``name``."""
-    return lambda call: fetch(call, name, debug=call.int("debug"))
+def _dial(path: str, seconds: float) -> socket.socket:
+    """A connection on which each wait may take ``seconds``; raises OSError."""
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.settimeout(CONNECT_SECONDS)
+        peer.connect(path)
+        peer.settimeout(seconds)
+    except BaseException:
+        peer.close()
+        raise
+    return peer
 
 
-def timed(name: str) -> Callable[[Call], None]:
-    """The function that fetches profile ``name`` of some time."""
+def commands(socket_of: Callable[[Call], str]) -> tuple[Command, ...]:
+    """The profiles of the server whose socket is at ``socket_of`` a command line."""
 
-    def run(call: Call) -> None:
-        fetch(call, name, seconds=f"{call.float('seconds'):g}", debug=call.int("debug"))
+    def of(
+        name: str, profile: str, help: str, *, seconds: float | None = None, debug: int = 0
+    ) -> Command:
+        def run(call: Call) -> None:
+            asked = None if seconds is None else call.float("seconds")
+            fetch(socket_of(call), profile, asked, call.int("debug"))
 
-    return run
+        flags = [Flag("debug", INT, "1 and more for text", default=debug)]
+        if seconds is not None:
+            flags.insert(0, Flag("seconds,s", DURATION, "duration for collection", default=seconds))
+        return Command(name, run, help, flags=flags)
 
-
-def _command(
-    name: str, run: Callable[[Call], None], help: str, *flags: Flag, debug: int = 0
-) -> Command:
-    return Command(
-        name, run, help, flags=[*flags, Flag("debug", INT, "1 and more for text", default=debug)]
+    return (
+        of("block", "block", "goroutine blocking profile"),
+        of("goroutines", "goroutine", "stacks of goroutines, or of threads", debug=2),
+        of("heap", "heap", "heap profile"),
+        of("profile", "profile", "CPU profile", seconds=30.0),
+        of("threadcreate", "threadcreate", "thread creating profile"),
+        of("trace", "trace", "execution trace", seconds=5.0),
     )
-
-
-def _seconds(default: float) -> Flag:
-    return Flag("seconds,s", DURATION, "duration for collection", default=default)
 
 
 FLAGS = (
@@ -81,11 +84,4 @@ FLAGS = (
         default="/run/containerd/debug.sock",
     ),
 )
-COMMANDS = (
-    _command("block", of("block"), "goroutine blocking profile"),
-    _command("goroutines", of("goroutine"), "stacks of goroutines, or of threads", debug=2),
-    _command("heap", of("heap"), "heap profile"),
-    _command("profile", timed("profile"), "CPU profile", _seconds(30.0)),
-    _command("threadcreate", of("threadcreate"), "thread creating profile"),
-    _command("trace", timed("trace"), "execution trace", _seconds(5.0)),
-)
+COMMANDS = commands(lambda call: (call.globals or call).str("debug-socket"))
