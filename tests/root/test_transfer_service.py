@@ -20,7 +20,7 @@ from kontti.client.client import Client
 from kontti.client.stores import RemoteStores
 from kontti.client.transfer import STREAM, Transfer
 from kontti.engine.stores import StoreSettings
-from kontti.errors import Error, NotFound, Unauthenticated, Unimplemented
+from kontti.errors import Error, InvalidArgument, NotFound, Unauthenticated, Unimplemented
 from kontti.namespaces import Scope
 from kontti.transfer.verifiers import BinDir
 from kontti.wire.messages.google import Any, Empty
@@ -374,12 +374,38 @@ def test_unpack_config_says_what_is_unpacked(image: Image) -> None:
                     extra_references=[ImageReference(name="a/b", is_prefix=True)],
                     unpacks=[UnpackConfiguration(platform=LINUX, snapshotter=snapshotter)],
                 )
-                transfer.run(ImageImportStream(stream=stream), store)
+                if count:
+                    transfer.run(ImageImportStream(stream=stream), store)
+                else:
+                    with pytest.raises(InvalidArgument, match="no unpack platforms defined"):
+                        transfer.run(ImageImportStream(stream=stream), store)
             scope = Scope(f"n{snapshotter}")
+            assert bool(list(stores.content(scope).walk())) == bool(count)
             for name in ("overlayfs", "native"):
                 found = len(list(stores.snapshots(scope, name).walk()))
                 assert found == (count if name == "native" else 0), (snapshotter, name)
         stores.close()
+
+
+def test_unpack_config_without_entries_has_nothing_unpacked(image: Image, tmp_path: Path) -> None:
+    more = '[plugins."io.containerd.transfer.v1.local"]\nunpack_config = []\n'
+    path = tmp_path / "in.tar"
+    path.write_bytes(archive(image, "a/b:1"))
+    serve = Repository(dict(image.blobs), {"1": image.digest})
+    serve.media_types[image.digest] = str(image.manifest["mediaType"])
+    with (
+        serving(serve) as web,
+        short_folder() as folder,
+        daemons.running("kontti", folder, more) as it,
+    ):
+        for words in (("import", str(path)), ("pull", "--plain-http", f"{web.host}/box:1")):
+            done = it.ctr("ours", "images", words[0], *words[1:])
+            assert done.returncode == 1, done
+            assert b"no unpack platforms defined: invalid argument" in done.stderr
+            assert it.ctr("ours", "images", "ls", "-q").stdout == b""
+        done = it.ctr("ours", "images", "import", "--no-unpack", str(path))
+        assert done.returncode == 0, done
+        assert it.ctr("ours", "images", "ls", "-q").stdout != b""
 
 
 def test_unpack_config_says_what_applies_layers(image: Image, tmp_path: Path) -> None:

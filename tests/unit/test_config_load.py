@@ -88,7 +88,8 @@ root = "/x"
     assert (overlay.root_path, overlay.mount_options) == ("/o", ("volatile",))
     assert config.plugin(sections.GcScheduler).pause_threshold == 0.0
     assert config.plugin(sections.GcScheduler).schedule_delay.seconds == 2
-    assert config.plugin(sections.TransferLocal).unpack_config[0].snapshotter == "native"
+    unpacked = config.plugin(sections.TransferLocal).unpack_config
+    assert unpacked == (sections.UnpackConfig("linux/amd64", "native"),)
     assert config.timeout("shim.load").seconds == 90
     assert config.timeout("task.state").seconds == 2
     proxy = config.proxy_plugins["remote"]

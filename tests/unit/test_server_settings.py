@@ -156,3 +156,8 @@ def test_an_entry_that_names_what_is_not_there(tmp_path: Path, entry: str, messa
     # nothing else is unpacked then: it said what is
     made = settings(tmp_path, f"{head}\n{entry}optional = true\n")
     assert made.transfer.supported == ()
+
+
+def test_a_list_without_entries_is_not_none(tmp_path: Path) -> None:
+    text = "[plugins.'io.containerd.transfer.v1.local']\nunpack_config = []\n"
+    assert settings(tmp_path, text).transfer.supported == ()

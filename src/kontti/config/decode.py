@@ -51,6 +51,9 @@ class Decoder:
         if hint is Duration:
             return self._duration(value, name)
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if origin is types.UnionType:
+            # with None, which stands for a key that is not given
+            return self._value(value, arguments[0], name)
         if origin is tuple:
             items = self._expect(value, list, name, "a list")
             return tuple(self._value(v, arguments[0], f"{name}[{i}]") for i, v in enumerate(items))
@@ -111,5 +114,6 @@ def encode(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
-        return {name: encode(getattr(value, name)) for name in _keys(value)}
+        fields = {name: getattr(value, name) for name in _keys(value)}
+        return {name: encode(field) for name, field in fields.items() if field is not None}
     return value

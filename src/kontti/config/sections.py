@@ -234,6 +234,7 @@ class TransferLocal:
     """Pull, push and unpack in the daemon.
 
     No ``max_concurrent_unpacks`` stands for one layer for each processor; 1 for one after another.
+    No ``unpack_config`` has everything unpacked that is asked for, one without entries nothing.
     """
 
     URI: ClassVar[str] = "io.containerd.transfer.v1.local"
@@ -243,7 +244,7 @@ class TransferLocal:
     max_concurrent_unpacks: int = 0
     check_platform_supported: bool = False
     config_path: str = ""
-    unpack_config: tuple[UnpackConfig, ...] = ()
+    unpack_config: tuple[UnpackConfig, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

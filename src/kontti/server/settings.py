@@ -76,6 +76,8 @@ def unpack_platforms(
     Raises InvalidArgument for a platform, snapshotter or differ that is none, unless it is
     optional.
     """
+    if section.unpack_config is None:
+        return None
     found = []
     for entry in section.unpack_config:
         try:
@@ -87,7 +89,7 @@ def unpack_platforms(
         strict = section.check_platform_supported
         types = (entry.config_type, entry.layer_types)
         found.append(Supported(platform, entry.snapshotter, strict, entry.differ, *types))
-    return tuple(found) if section.unpack_config else None
+    return tuple(found)
 
 
 def unpack_platform(entry: sections.UnpackConfig, proxies: Proxies) -> Platform:

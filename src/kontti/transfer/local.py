@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from kontti.content.base import Store
-from kontti.errors import Unimplemented
+from kontti.errors import InvalidArgument, Unimplemented
 from kontti.images.archive_import import Imported, import_index
 from kontti.images.graph import walk
 from kontti.images.media_types import kind_of
@@ -99,13 +99,15 @@ class LocalTransfers:
     def unpackings(self, store: ImageStore, reference: str = "") -> tuple[Unpacking, ...]:
         """Where the images of ``store`` are unpacked to; what is not supported is left out.
 
-        ``reference`` is where they come from, if that is a registry.
+        ``reference`` is where they come from, if that is a registry. Raises InvalidArgument where
+        there are wishes, and none is supported.
         """
         wishes = (self._unpacking(wish) for wish in store.unpacks)
+        made = tuple(unpacking for unpacking in wishes if unpacking is not None)
+        if store.unpacks and not made:
+            raise InvalidArgument("unable to initialize unpacker: no unpack platforms defined")
         return tuple(
-            replace(made, lazy_name=reference if made.snapshotter in self.lazy else "")
-            for made in wishes
-            if made is not None
+            replace(m, lazy_name=reference if m.snapshotter in self.lazy else "") for m in made
         )
 
     def _unpacking(self, wish: UnpackWish) -> Unpacking | None:
@@ -145,13 +147,14 @@ class LocalTransfers:
 
     def _import(self, scope: Scope, source: Archive, store: ImageStore, reporter: Reporter) -> None:
         reporter.tell("Importing")
+        unpackings = self.unpackings(store)
         with leased(self.parts.stores, scope) as held:
             content = self.parts.stores.content(held)
             imported = import_index(source.read, content, compress=source.compress)
             select = store.selection()
             label_graph(content, imported.index, ImportOptions(select=select))
             manifests = _manifests(content, imported, select)
-            for unpacking in self.unpackings(store):
+            for unpacking in unpackings:
                 unpacker = self.parts.unpacker(held, unpacking, reporter)
                 for manifest in manifests:
                     if is_wanted(manifest, unpacking):
