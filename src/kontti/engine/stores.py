@@ -19,7 +19,7 @@ from kontti.errors import Error, Unimplemented
 from kontti.events.exchange import LocalExchange
 from kontti.metadata.backup import Backup
 from kontti.metadata.base import Collected
-from kontti.metadata.rebuild import is_lost, rebuild
+from kontti.metadata.rebuild import Here, ensure
 from kontti.metadata.scheduler import Policy, Scheduler
 from kontti.metadata.store import MetadataStore
 from kontti.namespaces import Scope
@@ -109,8 +109,7 @@ class Stores:
             for snapshotter in self.snapshotters.values():
                 stack.callback(snapshotter.close)
             database = os.path.join(settings.root, METADATA_DIR, "meta.db")
-            if is_lost(database, self.content, self.snapshotters):
-                rebuild(database, self.content, self.snapshotters)
+            ensure(database, self._here())
             self.metadata = MetadataStore(
                 database,
                 self.content,
@@ -140,6 +139,12 @@ class Stores:
             return LocalStore(os.path.join(self.settings.root, CONTENT_DIR))
         stack.callback(proxy.close)
         return proxy
+
+    def _here(self) -> Here:
+        """The backends that start-up may wait for."""
+        proxies, content = self.settings.snapshotter_proxies, self.settings.content_proxy
+        own = {name: s for name, s in self.snapshotters.items() if name not in proxies}
+        return Here(self.content if content is None else None, own, bool(proxies or content))
 
     def _open_snapshotters(self) -> dict[str, Snapshotter]:
         makers: dict[str, Callable[[], Snapshotter]] = {

@@ -108,6 +108,8 @@ class Backing:
     """Who keeps what is collected with the records and has none."""
     unclean: set[str] = field(default_factory=set)
     """Snapshotters that removed something and have not freed it: the next collection has them."""
+    unseen: set[str] = field(default_factory=set)
+    """Backends whose things are not recorded yet (see metadata.unseen)."""
     silent: set[str] = field(default_factory=set)
     """Snapshotters that did not answer in time during this collection."""
 

@@ -11,6 +11,7 @@ meta.db (sqlite, WAL, synchronous=FULL; times are ns since the epoch; labels are
 ├── leases          (namespace, id) → labels, created_at
 ├── lease_resources (namespace, lease, type, id)
 ├── commits         (snapshotter, name in the backend) → of which active one, to what; under way
+├── looked          backends that were looked through since the database was made, "*" for all
 └── counters        name → the next number for names in the backends
 """
 
@@ -67,5 +68,10 @@ CREATE TABLE commits (
     lease TEXT NOT NULL, PRIMARY KEY (snapshotter, backend));
 """
 
-MIGRATIONS: tuple[str, ...] = (V1, V2, V3)
+V4 = """
+CREATE TABLE looked (backend TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO looked VALUES ('*');
+"""
+
+MIGRATIONS: tuple[str, ...] = (V1, V2, V3, V4)
 """Statement n takes a database of version n to n+1; the version is PRAGMA user_version."""

@@ -21,18 +21,15 @@ from kontti.metadata.backing import (
     refuse_other_paths,
 )
 from kontti.metadata.commits import Commit
-from kontti.metadata.database import dump, load
+from kontti.metadata.database import Database, dump, load
 from kontti.metadata.gc import lets_go
 from kontti.metadata.leases import SNAPSHOTS
 from kontti.metadata.sweep import PATIENCE, attempt, remove_snapshot
+from kontti.metadata.unseen import look_through_snapshots
 from kontti.namespaces import Scope
 from kontti.snapshots.base import INHERITED_PREFIX, TARGET_LABEL, Info, Kind, Usage
 from kontti.values import EMPTY, Mount, Resource, check_labels, merge_labels
-from kontti.wire.messages.events.snapshot import (
-    SnapshotCommit,
-    SnapshotPrepare,
-    SnapshotRemove,
-)
+from kontti.wire.messages.events.snapshot import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from kontti.wire.protobuf import Message
 
 log = logging.getLogger(__name__)
@@ -46,11 +43,16 @@ class NamespacedSnapshotter:
 
     def __init__(self, backing: Backing, scope: Scope, name: str) -> None:
         self._backing = backing
-        self._database = backing.database
         self._backend = backing.snapshotter(name)
         self._scope = scope
         self._namespace = scope.namespace
         self._name = name
+
+    @property
+    def _records(self) -> Database:
+        """The database, once all that the backend has is in it; raises what asking it raises."""
+        look_through_snapshots(self._backing, self._name)
+        return self._backing.database
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ class NamespacedSnapshotter:
 
     def stat(self, key: str) -> Info:
         """Raises NotFound."""
-        with self._database.read() as connection:
+        with self._records.read() as connection:
             row = self._row(connection, key)
         return self._info(row)
 
@@ -78,7 +80,7 @@ class NamespacedSnapshotter:
     def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels; raises NotFound, InvalidArgument for other fields."""
         refuse_other_paths(paths, f'snapshot "{info.name}"')
-        with self._database.write() as connection:
+        with self._records.write() as connection:
             row = self._row(connection, info.name)
             labels = load(row[3])
             merged = merge_labels(labels, info.labels, paths)
@@ -107,7 +109,7 @@ class NamespacedSnapshotter:
         return self._backend.mounts(self._backend_key(key))
 
     def _backend_key(self, key: str) -> str:
-        with self._database.read() as connection:
+        with self._records.read() as connection:
             return self._row(connection, key)[1]
 
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] = EMPTY) -> list[Mount]:
@@ -137,7 +139,7 @@ class NamespacedSnapshotter:
                 self._take_over(target, parent, backend_parent, labels)
                 raise
             try:
-                with self._database.write() as connection:
+                with self._records.write() as connection:
                     self._parent_row(connection, parent)
                     self._insert(connection, key, backend, parent, labels)
             except BaseException:
@@ -151,13 +153,13 @@ class NamespacedSnapshotter:
 
     def _check_new(self, key: str, parent: str, target: str) -> str:
         """The parent's name in the backend; raises what forbids a new snapshot ``key``."""
-        with self._database.read() as connection:
+        with self._records.read() as connection:
             check_lease(connection, self._scope)
             self._check_free(connection, key)
             if not (target and self._exists(connection, target)):
                 return self._parent_row(connection, parent)
         if self._scope.lease:
-            with self._database.write() as connection:
+            with self._records.write() as connection:
                 if not self._exists(connection, target):  # collected in between
                     return self._parent_row(connection, parent)
                 hold(connection, self._scope, self._resource(target))
@@ -178,7 +180,7 @@ class NamespacedSnapshotter:
                 self._backend.stat(found)
             except NotFound:
                 return  # it had: who looks for the target does not find it, and tries again
-            with self._database.write() as connection:
+            with self._records.write() as connection:
                 if not self._exists(connection, target):
                     self._parent_row(connection, parent)
                     self._insert(connection, target, found, parent, labels)
@@ -242,7 +244,7 @@ class NamespacedSnapshotter:
         self._backing.mutated(False)
 
     def _commit(self, name: str, key: str, labels: Mapping[str, str], parent: str | None) -> None:
-        with self._database.read() as connection:
+        with self._records.read() as connection:
             check_lease(connection, self._scope)
             self._check_free(connection, name)
             row = self._row(connection, key)
@@ -251,10 +253,10 @@ class NamespacedSnapshotter:
         with self._backing.in_flight.making(self._name, [made.backend, row[1]]):
             try:
                 # what a crash of the machine takes of this, it takes of the backend's as well
-                with self._database.write(durable=False) as connection:
+                with self._records.write(durable=False) as connection:
                     commits.note(connection, made)
                 self._backend.commit(made.backend, row[1], _inherited(labels), backend_parent)
-                with self._database.write() as connection:
+                with self._records.write() as connection:
                     self._row(connection, key)
                     self._record_commit(connection, made)
             except BaseException:
@@ -284,7 +286,7 @@ class NamespacedSnapshotter:
         with self._backing.locks.hold(*names, timeout=PATIENCE):
             is_made, is_consumed = self._is_made(made.backend), not self._is_made(made.consumed)
             finished = is_made and self._finish(made)
-            with self._database.write() as connection:
+            with self._records.write() as connection:
                 if is_consumed and self._is_of(connection, made):
                     self._delete(connection, made.key)
                 commits.strike(connection, made)
@@ -294,7 +296,7 @@ class NamespacedSnapshotter:
 
     def _finish(self, made: Commit) -> bool:
         try:
-            with self._database.write() as connection:
+            with self._records.write() as connection:
                 wanted = commits.is_noted(connection, made) and self._is_of(connection, made)
                 if wanted:
                     self._record_commit(connection, made)
@@ -325,7 +327,7 @@ class NamespacedSnapshotter:
 
     def remove(self, key: str) -> None:
         """Raises NotFound, and FailedPrecondition where it has children."""
-        with self._database.write() as connection:
+        with self._records.write() as connection:
             row = self._row(connection, key)
             child = connection.execute(
                 "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND parent = ? "
@@ -346,7 +348,7 @@ class NamespacedSnapshotter:
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
         """Those that match, by key."""
         wanted = parse_all(filters)
-        with self._database.read() as connection:
+        with self._records.read() as connection:
             rows: list[Row] = connection.execute(
                 f"SELECT {_COLUMNS} FROM snapshots WHERE namespace = ? AND snapshotter = ? "
                 "ORDER BY key",

@@ -23,6 +23,7 @@ from kontti.metadata.leases import LeaseStore
 from kontti.metadata.namespaces import NamespaceStore
 from kontti.metadata.sandboxes import SandboxStore
 from kontti.metadata.snapshots import NamespacedSnapshotter
+from kontti.metadata.unseen import find_unseen
 from kontti.namespaces import Scope
 from kontti.snapshots.base import Snapshotter
 
@@ -64,6 +65,7 @@ class MetadataStore:
             KeptReaders(database, content),
             shared=policy == "shared",
         )
+        self._backing.unseen.update(find_unseen(self._backing))
         self._copied = database.generation
         # a crash may have left things in the backends; the first collection looks for them
         self._backing.leftovers.set()

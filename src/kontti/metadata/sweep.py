@@ -13,6 +13,8 @@ from functools import partial
 from kontti.errors import DeadlineExceeded, Error, NotFound
 from kontti.metadata.backing import Backing
 from kontti.metadata.pauses import breathing
+from kontti.metadata.takeover import CONTENT
+from kontti.metadata.unseen import look_through_content, look_through_snapshots
 from kontti.snapshots.base import Snapshotter
 from kontti.values import Digest
 
@@ -137,14 +139,15 @@ def children_first(parents: Mapping[str, str]) -> list[str]:
 
 def remove_orphans(backing: Backing) -> None:
     """Remove from the backends what no record names, such as a crash leaves."""
+    attempt(backing, "orphaned blobs", partial(_blob_orphans, backing))
     for name, snapshotter in backing.snapshotters.items():
         look = partial(_snapshot_orphans, backing, name, snapshotter)
         ask(backing, name, f"orphans of {name}", look)
-    attempt(backing, "orphaned blobs", partial(_blob_orphans, backing))
     attempt(backing, "orphaned ingests", partial(_ingest_orphans, backing))
 
 
 def _snapshot_orphans(backing: Backing, name: str, snapshotter: Snapshotter) -> None:
+    look_through_snapshots(backing, name)
     # in this order: what is found and in flight no more has its record by the time records are read
     found = {info.name for info in snapshotter.walk()}
     in_flight = backing.in_flight.names(name)
@@ -158,6 +161,7 @@ def _snapshot_orphans(backing: Backing, name: str, snapshotter: Snapshotter) -> 
 
 
 def _blob_orphans(backing: Backing) -> None:
+    look_through_content(backing)
     found = [info.digest for info in backing.content.walk()]
     with backing.database.read() as connection:
         recorded = {d for (d,) in connection.execute("SELECT DISTINCT digest FROM blobs")}
@@ -165,6 +169,8 @@ def _blob_orphans(backing: Backing) -> None:
 
 
 def _ingest_orphans(backing: Backing) -> None:
+    if CONTENT in backing.unseen:
+        return
     # an ingest's record is made before the ingest
     found = [status.ref for status in backing.content.list_statuses()]
     with backing.database.read() as connection:
