@@ -19,6 +19,7 @@ from kontti.errors import Error, Unimplemented
 from kontti.events.exchange import LocalExchange
 from kontti.metadata.backup import Backup
 from kontti.metadata.base import Collected
+from kontti.metadata.leases import CONTENT, SNAPSHOTS
 from kontti.metadata.rebuild import Here, ensure
 from kontti.metadata.scheduler import Policy, Scheduler
 from kontti.metadata.store import MetadataStore
@@ -116,6 +117,7 @@ class Stores:
                 self.snapshotters,
                 self.exchange,
                 policy=settings.sharing_policy,
+                elsewhere=self._elsewhere(),
             )
             stack.callback(self.metadata.close)
             self.workers = Workers(warm=settings.warm_workers)
@@ -140,11 +142,16 @@ class Stores:
         stack.callback(proxy.close)
         return proxy
 
+    def _elsewhere(self) -> set[str]:
+        names = {SNAPSHOTS + name for name in self.settings.snapshotter_proxies}
+        return names if self.settings.content_proxy is None else {CONTENT, *names}
+
     def _here(self) -> Here:
         """The backends that start-up may wait for."""
-        proxies, content = self.settings.snapshotter_proxies, self.settings.content_proxy
-        own = {name: s for name, s in self.snapshotters.items() if name not in proxies}
-        return Here(self.content if content is None else None, own, bool(proxies or content))
+        elsewhere = self._elsewhere()
+        own = {n: s for n, s in self.snapshotters.items() if SNAPSHOTS + n not in elsewhere}
+        content = None if CONTENT in elsewhere else self.content
+        return Here(content, own, others=bool(elsewhere))
 
     def _open_snapshotters(self) -> dict[str, Snapshotter]:
         makers: dict[str, Callable[[], Snapshotter]] = {

@@ -18,9 +18,8 @@ from kontti.errors import Error
 from kontti.linux import fs
 from kontti.metadata.backing import ensure_namespace
 from kontti.metadata.database import Database
+from kontti.metadata.leases import CONTENT, SNAPSHOTS
 from kontti.metadata.takeover import (
-    CONTENT,
-    SNAPSHOTS,
     Blobs,
     documents_of,
     namespaces,

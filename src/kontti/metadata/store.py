@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -39,7 +39,10 @@ class SnapshotRow:
 
 
 class MetadataStore:
-    """Opened at ``path``. ``policy`` is ``shared`` or ``isolated`` (content between namespaces)."""
+    """Opened at ``path``. ``policy`` is ``shared`` or ``isolated`` (content between namespaces).
+
+    ``elsewhere`` are the backends that other processes are: ``content``, ``snapshots/<name>``.
+    """
 
     def __init__(
         self,
@@ -49,10 +52,12 @@ class MetadataStore:
         publisher: Publisher,
         *,
         policy: str = "shared",
+        elsewhere: Collection[str] = (),
     ) -> None:
         """Raises InvalidArgument for another policy, and what opening the database raises."""
         if policy not in ("shared", "isolated"):
             raise InvalidArgument(f"unknown content sharing policy {policy!r}")
+        self._elsewhere = frozenset(elsewhere)
         self._listeners: list[Callable[[bool], None]] = []
         database = Database(path)
         self._backing = Backing(
@@ -80,6 +85,10 @@ class MetadataStore:
     def snapshotters(self) -> Mapping[str, Snapshotter]:
         """The backends by name."""
         return self._backing.snapshotters
+
+    def is_here(self, backend: str) -> bool:
+        """metadata.base.Metadata.is_here."""
+        return backend not in self._elsewhere and backend not in self._backing.unseen
 
     @property
     def backend_content(self) -> ContentStore:

@@ -12,8 +12,8 @@ from functools import partial
 
 from kontti.errors import DeadlineExceeded, Error, NotFound
 from kontti.metadata.backing import Backing
+from kontti.metadata.leases import CONTENT
 from kontti.metadata.pauses import breathing
-from kontti.metadata.takeover import CONTENT
 from kontti.metadata.unseen import look_through_content, look_through_snapshots
 from kontti.snapshots.base import Snapshotter
 from kontti.values import Digest

@@ -25,13 +25,12 @@ from kontti.values import Descriptor, Digest
 log = logging.getLogger(__name__)
 MAX_DOCUMENT = 4 << 20
 SNAPSHOT_REF = "containerd.io/gc.ref.snapshot."
-CONTENT, SNAPSHOTS = "content", "snapshots/"
 ALL = "*"
 Documents = Mapping[Digest, Descriptor]
 
 
 def looked_through(connection: sqlite3.Connection) -> set[str]:
-    """The backends whose things are recorded: CONTENT, and snapshotters behind SNAPSHOTS."""
+    """The backends whose things are recorded: ``content``, ``snapshots/<name>``."""
     return {backend for (backend,) in connection.execute("SELECT backend FROM looked")}
 
 

@@ -10,10 +10,9 @@ import logging
 
 from kontti.content.base import Store as ContentStore
 from kontti.metadata.backing import Backing, ensure_namespace
+from kontti.metadata.leases import CONTENT, SNAPSHOTS
 from kontti.metadata.takeover import (
     ALL,
-    CONTENT,
-    SNAPSHOTS,
     Blobs,
     chains_of,
     documents_of,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -173,7 +173,7 @@ class Call:
     def _answer_now(self, request: Any) -> None:
         try:
             answer = self._method.function(request, self)
-            if isinstance(answer, AsyncGenerator):
+            if isinstance(answer, AsyncGenerator | Coroutine):
                 self._begin(lambda: answer)
                 return
             self._owner.wire.answer(self.stream, self._method.serialize(answer))

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from google.protobuf.empty_pb2 import Empty
 
 from kontti.api.services.content.v1 import content_pb2 as pb
-from kontti.content.base import Info, Status, Store, Writer
+from kontti.content.base import Info, Reader, Status, Store, Writer
 from kontti.errors import Canceled, InvalidArgument, OutOfRange
 from kontti.metadata.base import Metadata
+from kontti.metadata.leases import CONTENT
 from kontti.services import convert
 from kontti.services.rpc import Bridge, Context, batches, scope_of
 from kontti.values import Digest
@@ -59,7 +60,7 @@ class ContentService:
         self, request: pb.ReadContentRequest, context: Context
     ) -> pb.ReadContentResponse | AsyncIterator[pb.ReadContentResponse]:
         store = self._store(context)
-        data = self._quick(self._whole, store, request)
+        data = self._quick(self._whole, store, request) if self._metadata.is_here(CONTENT) else b""
         if data:
             return pb.ReadContentResponse(offset=request.offset, data=data)
         return self._pieces(store, request)
@@ -78,7 +79,7 @@ class ContentService:
     async def _pieces(
         self, store: Store, request: pb.ReadContentRequest
     ) -> AsyncIterator[pb.ReadContentResponse]:
-        with self._quick(store.reader, Digest.parse(request.digest)) as reader:
+        with await self._open(store, Digest.parse(request.digest)) as reader:
             offset, end = _range(request.offset, request.size, reader.size)
             most = FIRST
             while offset < end:
@@ -89,6 +90,11 @@ class ContentService:
                     return
                 yield pb.ReadContentResponse(offset=offset, data=data)
                 offset += len(data)
+
+    async def _open(self, store: Store, digest: Digest) -> Reader:
+        if self._metadata.is_here(CONTENT):
+            return self._quick(store.reader, digest)
+        return await self._call(store.reader, digest)
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         status = await self._call(self._store(context).status, request.ref)

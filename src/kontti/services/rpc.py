@@ -44,7 +44,7 @@ class Context(Protocol):
 class Method:
     """An rpc. ``function`` takes the request, or an iterator of them, and a context.
 
-    A ``quick`` one gives its answer at once, or an async generator; others are to be awaited or
+    A ``quick`` one gives its answer at once, or what gives it later; others are to be awaited or
     iterated over.
     """
 

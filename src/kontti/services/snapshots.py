@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
 from kontti.api.services.snapshots.v1 import snapshots_pb2 as pb
 from kontti.metadata.base import Metadata
+from kontti.metadata.leases import SNAPSHOTS
 from kontti.services import convert
 from kontti.services.rpc import Bridge, Context, batches, scope_of
 from kontti.snapshots.base import Info, Kind, Snapshotter
+from kontti.values import Mount
 
 PAGE = 100
+T = TypeVar("T")
 
 
 class SnapshotsService:
@@ -40,9 +44,17 @@ class SnapshotsService:
         mounts = await self._call(store.view, request.key, request.parent, dict(request.labels))
         return pb.ViewSnapshotResponse(mounts=convert.mounts_to_proto(mounts))
 
-    def mounts(self, request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
-        mounts = self._quick(self._store(request.snapshotter, context).mounts, request.key)
-        return pb.MountsResponse(mounts=convert.mounts_to_proto(mounts))
+    def mounts(
+        self, request: pb.MountsRequest, context: Context
+    ) -> pb.MountsResponse | Coroutine[None, None, pb.MountsResponse]:
+        mounts = self._store(request.snapshotter, context).mounts
+        return self._soon(request.snapshotter, lambda: _mounts_to_proto(mounts(request.key)))
+
+    def _soon(self, name: str, function: Callable[[], T]) -> T | Coroutine[None, None, T]:
+        """``function()`` now, or in a thread where it asks another process."""
+        if self._metadata.is_here(f"{SNAPSHOTS}{name}"):
+            return self._quick(function)
+        return self._call(function)
 
     async def commit(self, request: pb.CommitSnapshotRequest, context: Context) -> Empty:
         store = self._store(request.snapshotter, context)
@@ -55,9 +67,14 @@ class SnapshotsService:
         await self._call(self._store(request.snapshotter, context).remove, request.key)
         return Empty()
 
-    def stat(self, request: pb.StatSnapshotRequest, context: Context) -> pb.StatSnapshotResponse:
-        info = self._quick(self._store(request.snapshotter, context).stat, request.key)
-        return pb.StatSnapshotResponse(info=_to_proto(info))
+    def stat(
+        self, request: pb.StatSnapshotRequest, context: Context
+    ) -> pb.StatSnapshotResponse | Coroutine[None, None, pb.StatSnapshotResponse]:
+        stat = self._store(request.snapshotter, context).stat
+        return self._soon(
+            request.snapshotter,
+            lambda: pb.StatSnapshotResponse(info=_to_proto(stat(request.key))),
+        )
 
     async def update(
         self, request: pb.UpdateSnapshotRequest, context: Context
@@ -83,6 +100,10 @@ class SnapshotsService:
     async def cleanup(self, request: pb.CleanupRequest, context: Context) -> Empty:
         await self._call(self._store(request.snapshotter, context).cleanup)
         return Empty()
+
+
+def _mounts_to_proto(mounts: Sequence[Mount]) -> pb.MountsResponse:
+    return pb.MountsResponse(mounts=convert.mounts_to_proto(mounts))
 
 
 def _to_proto(info: Info) -> pb.Info:
