@@ -237,7 +237,7 @@ def check_gone(it: Bench) -> None:
         ("images", "pull", "--plain-http", *FLAGS, it.name),
     ):
         problem = it.fails(*args)
-        assert f'proxy plugin: failed to dial "{it.folder}/r.sock"' in problem
+        assert f'proxy plugin remote: failed to dial "{it.folder}/r.sock"' in problem
         assert "is containerd running" not in problem
 
 

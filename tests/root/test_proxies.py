@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from kontti.client import proxy
 from kontti.client.proxy import ProxyContent, ProxySnapshotter
-from kontti.errors import Unavailable
+from kontti.errors import DeadlineExceeded, Unavailable
+from kontti.snapshots.base import Info
+from kontti.snapshots.native import NativeSnapshotter
 from kontti.testing import content as content_suite
 from kontti.testing import snapshots as snapshot_suite
+from kontti.values import EMPTY
 from tests.support import daemons, images
 from tests.support.daemons import Daemon
+from tests.support.remote_snapshots import RemoteSnapshots, serving
+from tests.support.shims import short_folder
 
 pytestmark = pytest.mark.root
 NAME = "docker.io/library/busybox:proxied"
+SLOW_SECONDS = 1.5
 # a proxy that collects garbage would take what only we have a record of
 PEER = """
 [plugins."io.containerd.gc.v1.scheduler"]
@@ -83,7 +92,7 @@ def test_snapshotter(check: snapshot_suite.Check, peer: Daemon) -> None:
     "check", [c for c in content_suite.CHECKS if name_of(c) not in DIFFERENCES], ids=name_of
 )
 def test_content(check: content_suite.Check, peer: Daemon) -> None:
-    store = ProxyContent(peer.address)
+    store = ProxyContent(peer.address, "remote")
     try:
         check(store)
     finally:
@@ -155,6 +164,36 @@ def test_a_proxy_may_go_and_come(tmp_path: Path) -> None:
         store.close()
         daemons.stop(process)
         daemons.clean(base)
+
+
+class Slow(NativeSnapshotter):
+    """Answers everything, and not everything at once."""
+
+    def stat(self, key: str) -> Info:
+        time.sleep(SLOW_SECONDS)
+        return super().stat(key)
+
+    def commit(
+        self, name: str, key: str, labels: Mapping[str, str] = EMPTY, parent: str | None = None
+    ) -> None:
+        time.sleep(SLOW_SECONDS)
+        super().commit(name, key, labels, parent)
+
+
+def test_a_slow_one_that_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "QUICK_SECONDS", SLOW_SECONDS / 3)
+    monkeypatch.setattr(proxy, "CALL_SECONDS", SLOW_SECONDS / 3)
+    with short_folder() as folder, contextlib.ExitStack() as stack:
+        remote = RemoteSnapshots(folder / "r", {})
+        remote.store = Slow(str(folder / "r"))
+        stack.enter_context(serving(remote, f"{folder}/s"))
+        store = stack.enter_context(contextlib.closing(ProxySnapshotter(f"{folder}/s", "slow")))
+        store.prepare("a")
+        store.commit("b", "a")
+        with pytest.raises(DeadlineExceeded, match=r"proxy plugin slow at .* did not answer"):
+            store.stat("b")
+        # the connection is as good as before
+        assert [info.name for info in store.walk()] == ["b"]
 
 
 @pytest.mark.parametrize(

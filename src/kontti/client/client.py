@@ -50,7 +50,8 @@ class _Call:
 class Client:
     """A connection to the daemon at ``address``; ``namespace`` and ``lease`` go with each call.
 
-    Times in seconds; ``timeout`` is for all calls together.
+    Times in seconds; ``timeout`` is for all calls together, ``late`` what to say of one that was
+    not answered in its time.
     Raises Unavailable where nobody listens.
     """
 
@@ -62,10 +63,12 @@ class Client:
         lease: str = "",
         connect_timeout: float = 10.0,
         timeout: float | None = None,
+        late: str = LATE,
     ) -> None:
         self.address = address
         self.namespace = namespace
         self.lease = lease
+        self._late = late
         self._until = FOREVER if timeout is None else time.monotonic() + timeout
         self._socket = _connect(address, connect_timeout)
         self._connection = ClientConnection()
@@ -159,6 +162,15 @@ class Client:
     ) -> None:
         self.close()
 
+    def _left(self, deadline: float) -> float | None:
+        """Seconds to the deadline, None for never; raises DeadlineExceeded."""
+        if deadline == FOREVER:
+            return None
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(self._late)
+        return left
+
     def _deadline(self, timeout: float | None) -> float:
         seconds = CALL_SECONDS if timeout is None else timeout
         return min(time.monotonic() + seconds, self._until)
@@ -212,14 +224,14 @@ class Client:
 
     def _wait_for(self, event: int, deadline: float) -> None:
         """Until the socket can be read or written; raises DeadlineExceeded."""
-        left = _left(deadline)
+        left = self._left(deadline)
         poller = select.poll()
         try:
             poller.register(self._socket, event)
         except ValueError:
             raise Unavailable("client is closed") from None
         if not poller.poll(None if left is None else max(1, int(left * 1000))):
-            raise DeadlineExceeded(LATE)
+            raise DeadlineExceeded(self._late)
 
     def _drain(self, stream: int, deadline: float) -> None:
         """Until the peer's window has let all of a call's messages go, or the call has ended."""
@@ -245,7 +257,7 @@ class Client:
                     return
                 self._check()
                 if self._reading:
-                    self._state.wait(_left(deadline))
+                    self._state.wait(self._left(deadline))
                     continue
                 self._reading = True
             self._read(deadline)
@@ -343,16 +355,6 @@ class _Leased:
 
     def __exit__(self, *_: object) -> None:
         self._client.lease = self._before
-
-
-def _left(deadline: float) -> float | None:
-    """Seconds to the deadline, None for never; raises DeadlineExceeded."""
-    if deadline == FOREVER:
-        return None
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise DeadlineExceeded(LATE)
-    return left
 
 
 def _connect(address: str, timeout: float) -> socket.socket:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from kontti.client.base import M
-from kontti.client.client import FOREVER, HINT, LATE, Client, Duplex
+from kontti.client.client import FOREVER, HINT, Client, Duplex
+from kontti.client.content import SERVICE as CONTENT
 from kontti.client.content import RemoteContent
-from kontti.client.stores import RemoteApplier, RemoteSnapshotter
-from kontti.errors import DeadlineExceeded, NotFound, Unavailable, Unimplemented
+from kontti.client.stores import SNAPSHOTS, RemoteApplier, RemoteSnapshotter
+from kontti.errors import NotFound, Unavailable, Unimplemented
 from kontti.namespaces import DEFAULT, Scope
 from kontti.snapshots.base import Info
 from kontti.wire.protobuf import Message
@@ -22,19 +23,36 @@ from kontti.wire.protobuf import Message
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 120.0
 """The deadline of one call: a snapshotter may fetch before it answers."""
-LIST_SECONDS = 30.0
-"""That of a list of snapshots, which needs nothing from elsewhere."""
+QUICK_SECONDS = 30.0
+"""That of one for what is known at once."""
+LONG_SECONDS = 600.0
+"""That of one that may go through all the files of a snapshot, or convert them."""
+QUICK = frozenset(
+    (
+        *(SNAPSHOTS + name for name in ("Stat", "Update", "List")),
+        *(CONTENT + name for name in ("Info", "Update", "Status", "ListStatuses", "Abort")),
+    )
+)
+LONG = frozenset(SNAPSHOTS + name for name in ("Commit", "Remove", "Usage", "Cleanup"))
+
+
+def seconds_of(method: str) -> float:
+    """The deadline of a call that names none."""
+    if method in QUICK:
+        return QUICK_SECONDS
+    return LONG_SECONDS if method in LONG else CALL_SECONDS
 
 
 class Redialling:
-    """The calls of a client, on a connection that is made anew when it was lost."""
+    """The calls of a client, on a connection that is made anew when it was lost.
 
-    def __init__(
-        self, address: str, namespace: str = DEFAULT, stream_seconds: float = CALL_SECONDS
-    ) -> None:
+    ``name`` is the plugin's, for what is said of it.
+    """
+
+    def __init__(self, address: str, name: str, namespace: str = DEFAULT) -> None:
         self._address = address
+        self._name = name
         self._namespace = namespace
-        self._stream_seconds = stream_seconds
         self._client: Client | None = None
         self._lock = threading.Lock()
 
@@ -48,33 +66,20 @@ class Redialling:
         namespace: str | None = None,
     ) -> M:
         """As Client.unary; raises Unavailable where nobody listens."""
-        seconds = CALL_SECONDS if timeout is None else timeout
-        with self._named():
-            client = self._connected()
-            return client.unary(method, request, response, timeout=seconds, namespace=namespace)
+        seconds = seconds_of(method) if timeout is None else timeout
+        client = self._connected()
+        return client.unary(method, request, response, timeout=seconds, namespace=namespace)
 
     def stream(
         self, method: str, request: Message, response: type[M], *, timeout: float = FOREVER
     ) -> Iterator[M]:
         """As Client.stream."""
-        seconds = min(timeout, self._stream_seconds)
-        with self._named():
-            yield from self._connected().stream(method, request, response, timeout=seconds)
+        seconds = min(timeout, seconds_of(method))
+        return self._connected().stream(method, request, response, timeout=seconds)
 
     def duplex(self, method: str) -> Duplex:
         """As Client.duplex."""
         return self._connected().duplex(method)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Has errors of the connection say that it is not the daemon's own."""
-        try:
-            yield
-        except DeadlineExceeded as error:
-            if not error.message.startswith(LATE):
-                raise
-            late = f'proxy plugin at "{self._address}" did not answer in time'
-            raise DeadlineExceeded(late) from error
 
     def _connected(self) -> Client:
         with self._lock:
@@ -87,9 +92,15 @@ class Redialling:
 
     def _dial(self) -> Client:
         try:
-            return Client(self._address, namespace=self._namespace, connect_timeout=CONNECT_SECONDS)
+            return Client(
+                self._address,
+                namespace=self._namespace,
+                connect_timeout=CONNECT_SECONDS,
+                late=f'proxy plugin {self._name} at "{self._address}" did not answer in time',
+            )
         except Unavailable as error:
-            raise Unavailable(f"proxy plugin: {error.message.replace(HINT, '')}") from error
+            said = error.message.replace(HINT, "")
+            raise Unavailable(f"proxy plugin {self._name}: {said}") from error
 
     def close(self) -> None:
         """Hang up."""
@@ -103,7 +114,7 @@ class ProxySnapshotter(RemoteSnapshotter):
     """The Snapshots service at ``address``, asked for the snapshotter ``name``."""
 
     def __init__(self, address: str, name: str) -> None:
-        self._redialling = Redialling(address, stream_seconds=LIST_SECONDS)
+        self._redialling = Redialling(address, name)
         super().__init__(self._redialling, name)
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
@@ -123,10 +134,10 @@ class ProxySnapshotter(RemoteSnapshotter):
 
 
 class ProxyContent(RemoteContent):
-    """The Content service at ``address``."""
+    """The Content service at ``address``, of the plugin ``name``."""
 
-    def __init__(self, address: str) -> None:
-        self._redialling = Redialling(address)
+    def __init__(self, address: str, name: str) -> None:
+        self._redialling = Redialling(address, name)
         super().__init__(self._redialling)
 
     def close(self) -> None:
@@ -135,10 +146,10 @@ class ProxyContent(RemoteContent):
 
 
 class ProxyDiffer(RemoteApplier):
-    """The Diff service at ``address``, for one namespace."""
+    """The Diff service at ``address``, of the plugin ``name`` and for one namespace."""
 
-    def __init__(self, address: str, scope: Scope) -> None:
-        self._redialling = Redialling(address, scope.namespace)
+    def __init__(self, address: str, name: str, scope: Scope) -> None:
+        self._redialling = Redialling(address, name, scope.namespace)
         super().__init__(self._redialling)
 
     def close(self) -> None:

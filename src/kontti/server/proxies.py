@@ -48,7 +48,7 @@ class Proxies:
         if len(stores) > 1:
             names = ", ".join(sorted(stores))
             raise InvalidArgument(f"one content store is needed, and there are more: {names}")
-        return ProxyContent(self._config[found[0].id].address) if found else None
+        return ProxyContent(self._config[found[0].id].address, found[0].id) if found else None
 
     @property
     def lazy(self) -> frozenset[str]:
@@ -78,7 +78,7 @@ class Proxies:
         key = (id, scope.namespace)
         with self._lock:
             if key not in self._differs:
-                self._differs[key] = ProxyDiffer(self._config[id].address, scope)
+                self._differs[key] = ProxyDiffer(self._config[id].address, id, scope)
             return self._differs[key]
 
     def close(self) -> None:
