@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import tomllib
@@ -13,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from kontti.engine.stores import METADATA_DIR
 from tests.support import daemons
 from tests.support.host import IMAGE, Host, gone, host
 
 pytestmark = pytest.mark.root
 BINARY = str(daemons.VENV_BIN / "containerd")
 FAIL_SECONDS = 20
+BLOBS = "io.containerd.content.v1.content/blobs/sha256"
 
 
 @pytest.fixture
@@ -162,6 +167,25 @@ def test_a_wrong_command_line_is_refused(stopped: Host, args: tuple[str, ...], s
 
 def test_root_and_state_are_not_one(stopped: Host) -> None:
     assert "must be different" in refused(stopped, "--state", str(stopped.base / "root"))
+
+
+@pytest.mark.parametrize("name", ["meta.db", "meta.db.backup"])
+def test_a_database_of_a_newer_version_is_refused_and_kept(stopped: Host, name: str) -> None:
+    folder = stopped.base / "root" / METADATA_DIR
+    folder.mkdir(parents=True)
+    if name != "meta.db":
+        # it is only looked at where there is something that it should tell of
+        blob = stopped.base / "root" / BLOBS / hashlib.sha256(b"blob").hexdigest()
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(b"blob")
+    with contextlib.closing(sqlite3.connect(folder / name)) as connection:
+        connection.execute("PRAGMA user_version=999")
+    before = (folder / name).read_bytes()
+    said = refused(stopped)
+    assert "has version 999; this program knows versions up to" in said
+    assert str(folder / "meta.db") in said
+    assert (folder / name).read_bytes() == before
+    assert not Path(stopped.address).exists()
 
 
 def test_an_unknown_plugins_table_is_warned_of(stopped: Host) -> None:

@@ -144,6 +144,27 @@ def test_what_is_told_of_proxies(tmp_path: Path) -> None:
         assert out(daemon, "ours", "namespaces", "create", "n") == ""
 
 
+def test_a_person_is_told_of_one_that_never_was(tmp_path: Path) -> None:
+    more = '[proxy_plugins.remote]\ntype = "snapshot"\naddress = "/no/such.sock"\n'
+    away = 'proxy plugin remote: failed to dial "/no/such.sock": No such file or directory'
+    with daemons.running("kontti", tmp_path / "k", more) as daemon:
+
+        def kontti(*args: str) -> tuple[int, str, str]:
+            argv = [str(daemons.VENV_BIN / "kontti"), "--address", daemon.address, *args]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+            return done.returncode, done.stdout, done.stderr
+
+        assert kontti("load", "-i", archive(tmp_path))[0] == 0
+        assert kontti("ps", "-a")[::2] == (0, "")
+        assert kontti("images")[::2] == (0, "")
+        code, out, problem = kontti("df")
+        assert (code, "overlayfs" in out) == (0, True)
+        assert problem == f"kontti: snapshotter remote is left out: {away}: unavailable\n"
+        words = ("run", "--rm", "--snapshotter", "remote", NAME, "true")
+        assert kontti(*words) == (1, "", f"kontti: {away}: unavailable\n")
+        assert kontti("run", "--rm", NAME, "echo", "hi") == (0, "hi\n", "")
+
+
 def test_a_proxy_may_go_and_come(tmp_path: Path) -> None:
     base = tmp_path / "c"
     base.mkdir()
