@@ -30,14 +30,14 @@ def connect(address: str, timeout: float) -> socket.socket:
     Raises Unavailable where nobody listens, DeadlineExceeded where nobody accepts in ``timeout``
     seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline, shown = time.monotonic() + timeout, address.replace("\0", "@")
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     found.setblocking(False)
     try:
         while not _connected(found, address):
             # its queue is full, and nothing was begun (connect(2), EAGAIN)
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"shim at {address} did not accept in {timeout:g} s")
+                raise DeadlineExceeded(f"shim at {shown} did not accept in {timeout:g} s")
             time.sleep(RETRY_SECONDS)
     except BaseException:
         found.close()
