@@ -216,6 +216,9 @@ def test_a_task_in_a_shim_that_the_caller_names(
             tasks.create("named", task_api_address="unix:///no/such.sock")
         tasks.forget("named")
     sandboxes.remove("pod")
+    # the next that listens there is nobody's but ours
+    here.out("run", "--rm", IMAGE, "pod", "true")
+    assert shims(here) == []
 
 
 def test_a_shim_that_is_a_binary(here: Host, sandboxes: Sandboxes) -> None:

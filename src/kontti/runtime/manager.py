@@ -126,8 +126,9 @@ class ShimManager:
         """The shim that the caller says to use; it is the caller's to end."""
         binary = self._binary(start)
         async with self._lock(api.address):
-            self.sandboxes.given.add(api.address)
-            return self._shims.get(api.address) or await self._connect(bundle, api, binary)
+            shim = self._shims.get(api.address) or await self._connect(bundle, api, binary)
+            shim.given = True
+            return shim
 
     async def start_sandbox(self, bundle: Bundle, start: Start) -> Shim:
         """Make the bundle and start the shim of a sandbox; a failure leaves neither.
@@ -296,7 +297,7 @@ class ShimManager:
     async def _end_unused(self, shim: Shim, id: str) -> None:
         address = shim.bootstrap.address
         async with self._lock(address):
-            kept = shim.tasks or self.sandboxes.holds(address)
+            kept = shim.tasks or shim.given or self.sandboxes.holds(address)
             if kept or self._shims.get(address) is not shim:
                 return
             shim.on_lost(lambda: None)

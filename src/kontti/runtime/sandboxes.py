@@ -10,8 +10,6 @@ class SandboxShims:
 
     def __init__(self) -> None:
         self._addresses: dict[tuple[str, str], str] = {}
-        # of shims that callers named, and will end themselves
-        self.given: set[str] = set()
         self.recorded: Callable[[str, str], bool] = lambda _namespace, _id: False
 
     def hold(self, namespace: str, id: str, address: str) -> None:
@@ -27,5 +25,5 @@ class SandboxShims:
         return self._addresses.get((namespace, id), "")
 
     def holds(self, address: str) -> bool:
-        """Whether a sandbox has the shim there, or a caller."""
-        return address in self.given or address in self._addresses.values()
+        """Whether a sandbox has the shim there."""
+        return address in self._addresses.values()

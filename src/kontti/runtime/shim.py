@@ -32,7 +32,7 @@ class Shim:
     """One shim, which may keep several tasks of a group; ``tasks`` are their ids, a sandbox's too.
 
     ``own`` tells that it is ours, so that who listens at its address is the shim itself; ``pid``
-    is 0 where it is not.
+    is 0 where it is not. One that is ``given`` is to be ended by the caller who named it.
     """
 
     def __init__(self, client: Client, bootstrap: Bootstrap, *, own: bool = False) -> None:
@@ -44,6 +44,7 @@ class Shim:
         self.bootstrap = bootstrap
         self.namespace = self.binary = ""
         self.tasks: set[str] = set()
+        self.given = False
 
     @classmethod
     async def connect(
