@@ -93,8 +93,11 @@ class Root:
     def image(self, daemon: Daemon) -> str:
         """By its name; where that is lost, by the name that the archive's index got."""
         names = self.ctr(daemon, "images", "ls", "-q").split()
-        (recovered,) = (name for name in names if name.startswith("recovered@sha256:"))
-        return NAME if NAME in names else recovered
+        if NAME in names:
+            return NAME
+        (recovered,) = names
+        assert recovered.startswith("recovered@sha256:")
+        return recovered
 
     def chain(self) -> set[str]:
         """The image's layers as the snapshotter has them."""
