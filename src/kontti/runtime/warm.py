@@ -1,8 +1,9 @@
 """Has the kernel's lock on moving processes between groups ready when a container needs it.
 
 The first move after a quiet time waits for an RCU grace period (10 to 20 ms), later ones do not.
-A snapshot or container that is made means that one will be started soon: this process then moves
-itself to where it is, in a thread, and the wait is over when the OCI runtime moves the container.
+A snapshot or container that is made means that one will be started soon, an exec that it will join
+one: this process then moves itself to where it is, in a thread, and the wait is over, or shorter,
+when the OCI runtime moves the process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kontti.events.base import Envelope, Exchange
 from kontti.linux import cgroups
 
 log = logging.getLogger(__name__)
-FILTERS = ("topic==/snapshot/prepare", "topic==/containers/create")
+FILTERS = ("topic==/snapshot/prepare", "topic==/containers/create", "topic==/tasks/exec-added")
 
 
 class GroupWarmer:
